@@ -1,0 +1,119 @@
+"""The seam between segship and whatever runs a graph: one module per engine, the same few names in each.
+
+An engine module provides
+
+    NAME: str                                   'openvino'
+    INSTALL: str                                what to type when it is missing
+    PRECISIONS: tuple[str, ...]                 what it can be asked for; it refuses the rest
+    TOLERANCE: dict[str, float]                 max |difference| from PyTorch fp32, relative to max(1, spread of the logits)
+    availability() -> Availability              never raises, imports the runtime lazily
+    open_session(graph, options) -> Session     raises EngineMissing, DeviceMissing, PrecisionMissing, EngineError
+
+and knows nothing of images or families. Modules of this folder are found by name; engines of other
+packages through the entry point group ``segship.engines`` (entry point name = engine name, value = module).
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from types import ModuleType
+from typing import Protocol
+
+import numpy as np
+
+from segship.errors import EngineMissing, UsageError
+from segship.manifest import Executed
+
+BUILT_IN = ("openvino", "onnxruntime", "pytorch", "fake")
+DEFAULT_ENGINE = "openvino"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Device:
+    """One device as `--device` takes it: 'cpu', 'gpu', 'gpu:1', 'npu', 'cuda:0' …"""
+
+    name: str
+    description: str
+    precisions: tuple[str, ...]
+    """precisions that this device computes in natively; others run in a wider type and say so"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Availability:
+    engine: str
+    version: str | None
+    """None when the engine's library is not installed"""
+    devices: tuple[Device, ...] = ()
+    install: str = ""
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SessionOptions:
+    precision: str = "fp32"
+    device: str = "cpu"
+    threads: int | None = None
+    """None: the engine's own choice"""
+    streams: int = 1
+    """how many `run` calls may be in flight at once"""
+    cache_dir: Path | None = None
+    """where a compiled model may be kept; a folder that cannot be written is no error"""
+    static_shape: tuple[int, ...] | None = None
+    """compile for exactly this input shape; None keeps batch (and size, where the graph allows) dynamic"""
+    profile: bool = False
+    """collect per-layer times, so that `executed` rests on a profile"""
+
+
+class Session(Protocol):
+    """An opened graph. `run` may be called from `options.streams` threads at once."""
+
+    options: SessionOptions
+    engine: str
+    version: str
+    device: str
+    """what really runs, read back from the runtime, e.g. 'CPU'"""
+
+    def run(self, x: np.ndarray) -> list[np.ndarray]:
+        """float32 (N, C, …) in, one float32 array per graph output; raises EngineError naming the shape."""
+        ...
+
+    def executed(self, x: np.ndarray) -> Executed:
+        """Run x once more and report which share of convolution time ran in which number type."""
+        ...
+
+    def close(self) -> None: ...
+
+
+def engine_names() -> tuple[str, ...]:
+    """Built-in engines first, then those that installed packages bring."""
+    outside = sorted(e.name for e in metadata.entry_points(group="segship.engines") if e.name not in BUILT_IN)
+    return (*BUILT_IN, *outside)
+
+
+def get_engine(name: str) -> ModuleType:
+    """The engine's module. Raises UsageError for a name that nothing provides."""
+    if name in BUILT_IN:
+        return importlib.import_module(f"segship.engines.{name}")
+    for entry in metadata.entry_points(group="segship.engines"):
+        if entry.name == name:
+            module = entry.load()
+            assert isinstance(module, ModuleType)
+            return module
+    raise UsageError(f"no engine is called '{name}'; there are: {', '.join(engine_names())}")
+
+
+def open_session(engine: str, graph: Path, options: SessionOptions) -> Session:
+    """Open an ONNX graph on an engine. The engine refuses what it cannot do; nothing is replaced silently."""
+    module = get_engine(engine)
+    if module.availability().version is None:
+        raise EngineMissing(f"engine '{engine}' is not installed; type: {module.INSTALL}")
+    session: Session = module.open_session(graph, options)
+    return session
+
+
+def availabilities(names: Sequence[str] | None = None) -> list[Availability]:
+    return [get_engine(name).availability() for name in (names or engine_names())]

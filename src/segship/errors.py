@@ -1,0 +1,89 @@
+"""Every error that a user of segship can meet. Each message says what is wrong and what to do next.
+
+    SegshipError
+    ├── UsageError            exit 2  arguments that cannot work together, or name nothing
+    ├── SourceError           exit 1  a checkpoint, model folder or ONNX file that cannot be taken
+    │   ├── UnknownSource             not recognised; lists what was looked for and what was found
+    │   └── UnsafePickle              a pickle that wants more than tensors
+    ├── PackageError          exit 1  a .segship that cannot be used
+    │   ├── PackageTampered           a byte differs from its recorded hash
+    │   └── PackageTooNew             written by a newer manifest version
+    ├── InputError            exit 1  one image or volume that cannot be read or does not fit
+    ├── DatasetError          exit 1  a data set whose layout or content is not what it should be
+    ├── OutputError           exit 1  a place that cannot be written
+    ├── EngineError           exit 1
+    │   ├── EngineMissing             the engine's library is not installed
+    │   ├── DeviceMissing             the device asked for is not there; never replaced silently
+    │   └── PrecisionMissing          the package or engine has no such precision
+    └── BarMissed             exit 3  parity, verification or accuracy below its bar
+
+A library's own exception is translated where the library is called, never higher up.
+"""
+
+from __future__ import annotations
+
+
+class SegshipError(Exception):
+    """Base of all errors that are the user's to solve; ``exit_code`` is what the command line returns."""
+
+    exit_code = 1
+
+
+class UsageError(SegshipError):
+    exit_code = 2
+
+
+class SourceError(SegshipError):
+    pass
+
+
+class UnknownSource(SourceError):
+    pass
+
+
+class UnsafePickle(SourceError):
+    pass
+
+
+class PackageError(SegshipError):
+    pass
+
+
+class PackageTampered(PackageError):
+    exit_code = 3
+
+
+class PackageTooNew(PackageError):
+    pass
+
+
+class InputError(SegshipError):
+    pass
+
+
+class DatasetError(SegshipError):
+    pass
+
+
+class OutputError(SegshipError):
+    pass
+
+
+class EngineError(SegshipError):
+    pass
+
+
+class EngineMissing(EngineError):
+    pass
+
+
+class DeviceMissing(EngineError):
+    pass
+
+
+class PrecisionMissing(EngineError):
+    pass
+
+
+class BarMissed(SegshipError):
+    exit_code = 3
