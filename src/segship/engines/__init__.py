@@ -5,7 +5,7 @@ An engine module provides
     NAME: str                                   'openvino'
     INSTALL: str                                what to type when it is missing
     PRECISIONS: tuple[str, ...]                 what it can be asked for; it refuses the rest
-    TOLERANCE: dict[str, float]                 max |difference| from PyTorch fp32, relative to max(1, spread of the logits)
+    TOLERANCE: dict[str, float]                 max |difference| from PyTorch fp32, relative to max(1, spread); spread = max - min of the logits
     availability() -> Availability              never raises, imports the runtime lazily
     open_session(graph, options) -> Session     raises EngineMissing, DeviceMissing, PrecisionMissing, EngineError
 
@@ -16,8 +16,8 @@ packages through the entry point group ``segship.engines`` (entry point name = e
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
@@ -25,9 +25,10 @@ from typing import Protocol
 
 import numpy as np
 
-from segship.errors import EngineMissing, UsageError
+from segship.errors import EngineError, SegshipError, UsageError
 from segship.manifest import Executed
 
+MODULE_NAMES = ("NAME", "INSTALL", "PRECISIONS", "TOLERANCE", "availability", "open_session")
 BUILT_IN = ("openvino", "onnxruntime", "pytorch", "fake")
 DEFAULT_ENGINE = "openvino"
 
@@ -50,6 +51,8 @@ class Availability:
     devices: tuple[Device, ...] = ()
     install: str = ""
     note: str = ""
+    missing: Mapping[str, str] = field(default_factory=dict)
+    """devices that the engine could use but does not find here -> what to install for them"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,9 +60,10 @@ class SessionOptions:
     precision: str = "fp32"
     device: str = "cpu"
     threads: int | None = None
-    """None: the engine's own choice"""
+    """None: the engine's own choice, mostly one a physical core. OpenVINO and ONNX Runtime share them between the
+    streams; PyTorch gives each stream as many"""
     streams: int = 1
-    """how many `run` calls may be in flight at once"""
+    """how many `run` calls may be in flight at once; one more waits"""
     cache_dir: Path | None = None
     """where a compiled model may be kept; a folder that cannot be written is no error"""
     static_shape: tuple[int, ...] | None = None
@@ -100,20 +104,40 @@ def get_engine(name: str) -> ModuleType:
         return importlib.import_module(f"segship.engines.{name}")
     for entry in metadata.entry_points(group="segship.engines"):
         if entry.name == name:
-            module = entry.load()
-            assert isinstance(module, ModuleType)
-            return module
+            return _load_outside(entry)
     raise UsageError(f"no engine is called '{name}'; there are: {', '.join(engine_names())}")
+
+
+def _load_outside(entry: metadata.EntryPoint) -> ModuleType:
+    try:
+        module = entry.load()
+    except Exception as error:  # it is another's code: whatever it raises, the other engines stay usable
+        raise EngineError(
+            f"engine '{entry.name}' of {entry.value} cannot be loaded ({error}); reinstall or remove its package"
+        ) from None
+    lacking = [name for name in MODULE_NAMES if not hasattr(module, name)]
+    if not isinstance(module, ModuleType) or lacking:
+        raise EngineError(f"engine '{entry.name}' of {entry.value} lacks {', '.join(lacking)}; update its package")
+    return module
 
 
 def open_session(engine: str, graph: Path, options: SessionOptions) -> Session:
     """Open an ONNX graph on an engine. The engine refuses what it cannot do; nothing is replaced silently."""
-    module = get_engine(engine)
-    if module.availability().version is None:
-        raise EngineMissing(f"engine '{engine}' is not installed; type: {module.INSTALL}")
-    session: Session = module.open_session(graph, options)
+    session: Session = get_engine(engine).open_session(graph, options)
     return session
 
 
 def availabilities(names: Sequence[str] | None = None) -> list[Availability]:
-    return [get_engine(name).availability() for name in (names or engine_names())]
+    """What each engine says of itself. Never raises for an engine that is there but broken."""
+    return [_availability(name) for name in (names or engine_names())]
+
+
+def _availability(name: str) -> Availability:
+    try:
+        availability: Availability = get_engine(name).availability()
+        return availability
+    except UsageError:
+        raise
+    except Exception as error:
+        note = str(error) if isinstance(error, SegshipError) else f"{type(error).__name__}: {error}"
+        return Availability(engine=name, version=None, note=note)

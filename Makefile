@@ -1,0 +1,45 @@
+# make demo    set up, then the main job on a real image set, ending in a report to open
+# make test    set up, then all tests
+# make check   format, lint, types and the fast tests: before every commit
+#
+# On Linux a plain `pip install torch` may bring gigabytes of CUDA. TORCH_INDEX names an index that has the CPU
+# wheel (PyTorch's own is https://download.pytorch.org/whl/cpu):  make demo TORCH_INDEX=…
+PYTHON ?= python3
+VENV ?= .venv
+OUT ?= out/demo
+DATA ?=
+BIN = $(VENV)/bin
+SETUP = $(VENV)/.ready
+
+.PHONY: setup demo test check format docs clean
+
+setup: $(SETUP)
+
+$(SETUP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "segship needs Python 3.11 or newer: make PYTHON=python3.11"; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q -c constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX),) torch
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(SETUP)
+	$(BIN)/python benchmarks/demo.py --out $(OUT) $(if $(DATA),--data $(DATA),)
+
+test: $(SETUP)
+	$(BIN)/python -m pytest -q tests
+
+check: $(SETUP)
+	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/unit -m 'not slow'
+
+format: $(SETUP)
+	$(BIN)/ruff format src tests benchmarks
+	$(BIN)/ruff check --fix src tests benchmarks
+
+docs: $(SETUP)
+	$(BIN)/python -c "import json; from segship.manifest import manifest_json_schema as schema; open('docs/manifest.schema.json', 'w').write(json.dumps(schema(), indent=2, sort_keys=True) + '\n')"
+
+clean:
+	rm -rf $(VENV) out build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis

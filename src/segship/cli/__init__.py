@@ -1,0 +1,111 @@
+"""The command line. Each verb's module is imported only when the verb is called, so `segship --help` is quick."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import sys
+from typing import Any
+
+import click
+
+from segship.errors import SegshipError
+
+VERBS: dict[str, tuple[str, str]] = {
+    "run": ("segship.cli.run", "Everything in one go: export, precisions, scores, speed, report"),
+    "export": ("segship.cli.convert", "Checkpoint or model folder -> verified package"),
+    "compile": ("segship.cli.convert", "Add a precision (fp16, bf16, int8) to a package"),
+    "predict": ("segship.cli.predict", "Images -> masks; folders, resume, progress"),
+    "evaluate": ("segship.cli.measure", "Score a package on a data set, in its world's own metrics"),
+    "score": ("segship.cli.measure", "Metrics from two folders of files, no package needed"),
+    "benchmark": ("segship.cli.measure", "Latency and throughput, side by side"),
+    "report": ("segship.cli.measure", "One self-contained HTML page of a run"),
+    "inspect": ("segship.cli.inspect", "What is inside a package (no engine needed)"),
+    "verify": ("segship.cli.inspect", "Check hashes and the package's golden sample on this machine"),
+    "doctor": ("segship.cli.inspect", "Engines, devices and precisions of this machine"),
+    "prepare": ("segship.cli.data", "Prepare a public data set"),
+    "train": ("segship.cli.data", "Train one of the worlds that train here"),
+}
+INTERRUPTED = 130
+
+
+class _Verbs(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in VERBS:
+            return None
+        command: click.Command = getattr(importlib.import_module(VERBS[cmd_name][0]), cmd_name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Verbs"):
+            formatter.write_dl([(name, about) for name, (_, about) in VERBS.items()])
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in VERBS and not args[0].startswith("-"):
+            import difflib
+
+            close = difflib.get_close_matches(args[0], VERBS, n=1)
+            hint = f"did you mean '{close[0]}'?" if close else f"verbs: {', '.join(VERBS)}"
+            raise click.UsageError(f"there is no verb '{args[0]}'; {hint}", ctx)
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="segship", message="%(prog)s %(version)s")
+def cli() -> None:
+    """Ship a trained segmentation network as one verified package: same answers, faster, no training framework.
+
+    \b
+    segship run net.pth --data images/ -o out      everything, ending in out/report.html
+    segship export net.pth -o net.segship          a package, parity-checked
+    segship predict net.segship photos/ -o masks   masks on each image's own grid
+    """
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point: errors become one line on stderr and the exit code that design.md names."""
+    sys.exit(run(arguments))
+
+
+def run(arguments: list[str] | None = None) -> int:
+    """Run one command and return its exit code: 0 done, 1 failed, 2 unusable arguments, 3 a bar was missed."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    verbose = any(a in ("-v", "--verbose") for a in arguments)
+    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s: %(message)s")
+    try:
+        result = cli.main(args=arguments, prog_name="segship", standalone_mode=False)
+        return int(result) if isinstance(result, int) else 0
+    except click.exceptions.Exit as done:
+        return done.exit_code
+    except click.ClickException as error:
+        error.show()
+        return 2
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("interrupted; what was finished is kept, `--resume` continues where it stopped", err=True)
+        return INTERRUPTED
+    except SegshipError as error:
+        return _fail(str(error), error.exit_code)
+    except BrokenPipeError:
+        return 1
+    except OSError as error:
+        return _fail(f"{error.filename or ''}: {error.strerror or error}; check the path, permissions and free room", 1)
+    except MemoryError:
+        return _fail("out of memory; use smaller batches (--batch) or fewer --streams", 1)
+    except Exception as error:  # a fault of ours: still no traceback unless asked for
+        if verbose:
+            raise
+        return _fail(f"internal error ({type(error).__name__}: {_one_line(error)}); please report it with -v's output", 1)
+
+
+def _fail(message: str, code: int) -> int:
+    click.secho(f"error: {_one_line(message)}", err=True, fg="red" if sys.stderr.isatty() else None)
+    return code
+
+
+def _one_line(message: Any) -> str:
+    return " ".join(str(message).split())

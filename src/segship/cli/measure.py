@@ -1,0 +1,136 @@
+"""`segship evaluate`, `score`, `benchmark`, `report`: numbers, each with its name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from segship.cli.options import IntList, NameList, Size, print_json, progress_bar, with_engine, with_output
+from segship.errors import UsageError
+
+WORLDS = {"dsb2018": "UNet++ nuclei: named IoUs, Dice"}
+
+
+@click.command()
+@click.argument("package", type=click.Path())
+@click.argument("dataset", type=click.Path())
+@click.option("--layout", default=None, help="dsb2018, prepared or folders [recognised].")
+@click.option("--split", default=None, help="Validation part of a named split (default, ascend) or of a file of ids.")
+@click.option("--exclude", multiple=True, help="Leave this case out.")
+@click.option("--precision", type=NameList(), default="fp32", show_default=True, help="One or several, e.g. fp32,int8.")
+@click.option("--batch", type=click.IntRange(1), default=8, show_default=True)
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder for summary.json, cases and worst-case pictures.")
+@click.option("--record/--no-record", default=True, show_default=True, help="Write the numbers into the package's provenance.")
+@with_engine
+@with_output
+def evaluate(
+    package: str, dataset: str, precision: tuple[str, ...], as_json: bool, quiet: bool, verbose: bool, **rest: Any
+) -> int:
+    """Score PACKAGE on DATASET in its world's own metrics. Images that a variant was calibrated on are refused."""
+    from segship.measure.evaluate import evaluate as run_evaluation
+
+    rest["streams"] = rest["streams"] or 1
+    with progress_bar(quiet) as progress:
+        result = run_evaluation(package, dataset, precision=precision, progress=progress, **rest)
+    if as_json:
+        print_json(result.as_dict())
+    elif not quiet:
+        click.echo(result.as_text())
+    return 1 if result.failed else 0
+
+
+@click.command()
+@click.argument("world", type=str)
+@click.argument("gt", type=click.Path())
+@click.argument("pred", type=click.Path())
+@click.option("--layout", default=None, help="Layout of the ground truth [recognised].")
+@click.option("--split", default=None, help="Only this split's cases.")
+@click.option("--size", type=Size(), default="96x96", show_default=True, help="The network's size, for raw logits.")
+@click.option("--allow-missing", is_flag=True, help="Score only the cases that have a prediction.")
+@with_output
+def score(
+    world: str,
+    gt: str,
+    pred: str,
+    layout: str | None,
+    split: str | None,
+    size: tuple[int, int],
+    allow_missing: bool,
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
+) -> None:
+    """Metrics of PRED (masks, or raw logits <id>_0.bin) against GT, in WORLD's terms; no package is needed."""
+    if world not in WORLDS:
+        known = "; ".join(f"{name}: {about}" for name, about in WORLDS.items())
+        raise UsageError(f"no world is called '{world}'; there are {known}")
+    from segship.metrics.files import score_files
+
+    with progress_bar(quiet) as progress:
+        found = score_files(
+            gt, pred, layout=layout, split=split, size_hw=size, allow_missing=allow_missing, progress=progress
+        )
+    if as_json:
+        print_json(found.as_dict())
+    elif not quiet:
+        click.echo(found.as_text())
+
+
+@click.command()
+@click.argument("package", type=click.Path())
+@click.option("--inputs", "-i", multiple=True, help="Images to run [the package's golden sample].")
+@click.option("--precision", type=NameList(), default=None, help="One or several [all of the package].")
+@click.option("--batch", type=IntList(), default="1,4,8", show_default=True)
+@click.option("--engine", default=None, help="openvino (default), onnxruntime, pytorch.")
+@click.option("--against", type=NameList(), default=(), help="Further engines in the same run, e.g. pytorch,onnxruntime.")
+@click.option("--device", type=NameList(), default="cpu", show_default=True)
+@click.option("--threads", type=IntList(), default=None, help="Thread counts to try [the engine's own].")
+@click.option("--streams", type=IntList(), default="1", show_default=True)
+@click.option("--iterations", type=click.IntRange(1), default=10, show_default=True, help="Calls a turn.")
+@click.option("--duration", "duration_s", type=float, default=None, help="Seconds a turn, instead of --iterations.")
+@click.option("--warmup", type=click.IntRange(0), default=2, show_default=True)
+@click.option("--repeat", type=click.IntRange(1), default=3, show_default=True, help="Turns each, interleaved: A B C A B C …")
+@click.option("--files/--network-only", default=True, show_default=True, help="Also time files -> masks.")
+@click.option("--cache-dir", type=click.Path(file_okay=False), default=None)
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the result as JSON to this file.")
+@with_output
+def benchmark(
+    package: str,
+    inputs: tuple[str, ...],
+    threads: tuple[int, ...] | None,
+    output: Path | None,
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
+    **rest: Any,
+) -> None:
+    """Time PACKAGE: the bare network and files -> masks, interleaved, answers compared before times are."""
+    from segship.measure.benchmark import benchmark as run_benchmark
+
+    with progress_bar(quiet, unit="turn") as progress:
+        result = run_benchmark(package, list(inputs) or None, threads=threads or (None,), progress=progress, **rest)
+    if output is not None:
+        from segship.inference.writers import write_bytes
+        from segship.package import dump_json
+
+        write_bytes(output, dump_json(result.as_dict()))
+    if as_json:
+        print_json(result.as_dict())
+    elif not quiet:
+        click.echo(result.as_text())
+
+
+@click.command()
+@click.argument("run_dir", type=click.Path(path_type=Path))
+@with_output
+def report(run_dir: Path, as_json: bool, quiet: bool, verbose: bool) -> None:
+    """Make RUN_DIR/report.html: one self-contained page with pictures and plots."""
+    from segship.measure.report import report as make_report
+
+    path = make_report(run_dir)
+    if as_json:
+        print_json({"report": str(path)})
+    elif not quiet:
+        click.echo(str(path))

@@ -1,0 +1,136 @@
+"""Options and small helpers that several verbs share."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import click
+
+F = TypeVar("F", bound=Callable[..., Any])
+Progress = Callable[[int, int, str], None]
+
+PRECISION_HELP = "fp32, fp16, bf16, int8 or auto (the fastest within its recorded drop)"
+
+
+def with_output(function: F) -> F:
+    """--json, -v, -q."""
+    function = click.option("-q", "--quiet", is_flag=True, help="No progress bar, no table; errors only.")(function)
+    function = click.option("-v", "--verbose", is_flag=True, help="Say more; full traceback on an internal error.")(
+        function
+    )
+    return click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")(function)
+
+
+def with_engine(function: F) -> F:
+    """--engine, --device, --threads, --streams, --cache-dir."""
+    options = [
+        click.option("--engine", default=None, help="openvino (default), onnxruntime, pytorch or an installed one."),
+        click.option("--device", default="cpu", show_default=True, help="cpu, gpu, gpu:1, npu, cuda … never replaced silently."),
+        click.option("--threads", type=click.IntRange(1, 1024), default=None, help="Threads of the engine [its own choice]."),
+        click.option("--streams", type=click.IntRange(1, 256), default=None, help="Inferences in flight at once [1]."),
+        click.option("--cache-dir", type=click.Path(file_okay=False), default=None, help="Where compiled models are kept."),
+    ]
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+class IntList(click.ParamType):
+    """'1,4,8' -> (1, 4, 8)"""
+
+    name = "N,N,…"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            numbers = tuple(int(part) for part in str(value).split(",") if part.strip())
+        except ValueError:
+            self.fail(f"'{value}' is not a list of whole numbers like 1,4,8", param, ctx)
+        if not numbers or min(numbers) < 1:
+            self.fail("give positive whole numbers like 1,4,8", param, ctx)
+        return numbers
+
+
+class NameList(click.ParamType):
+    """'fp32,int8' -> ('fp32', 'int8')"""
+
+    name = "A,B,…"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        if isinstance(value, tuple):
+            return value
+        return tuple(part.strip() for part in str(value).split(",") if part.strip())
+
+
+class Size(click.ParamType):
+    """'96x128' -> (96, 128): height x width"""
+
+    name = "HxW"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        if isinstance(value, tuple):
+            return value
+        parts = str(value).lower().split("x")
+        if len(parts) == 1:
+            parts *= 2
+        try:
+            height, width = (int(p) for p in parts)
+        except ValueError:
+            self.fail(f"'{value}' is not a size like 96x128 (height x width)", param, ctx)
+        if min(height, width) < 1:
+            self.fail("height and width must be positive", param, ctx)
+        return height, width
+
+
+@contextmanager
+def progress_bar(quiet: bool, unit: str = "image") -> Iterator[Progress | None]:
+    """A tqdm bar behind the library's progress callback; silent when stderr is not a terminal."""
+    if quiet or not sys.stderr.isatty():
+        yield None
+        return
+    from tqdm import tqdm
+
+    bars: list[Any] = []
+
+    def update(done: int, total: int, text: str) -> None:
+        if not bars or bars[0].total != total:
+            for bar in bars:
+                bar.close()
+            bars[:] = [tqdm(total=total, unit=unit, dynamic_ncols=True, leave=False)]
+        bars[0].set_description_str(text[:60], refresh=False)
+        bars[0].update(done - bars[0].n)
+
+    try:
+        yield update
+    finally:
+        for bar in bars:
+            bar.close()
+
+
+def print_json(data: Any) -> None:
+    click.echo(json.dumps(data, indent=2, sort_keys=True, ensure_ascii=False))
+
+
+def table(header: list[str], rows: list[list[Any]]) -> str:
+    """Plain aligned columns; numbers to the right."""
+    cells = [[_cell(value) for value in row] for row in rows]
+    widths = [max(len(line[i]) for line in [header, *cells]) for i in range(len(header))]
+    numeric = [bool(rows) and all(isinstance(row[i], int | float) or row[i] is None for row in rows) for i in range(len(header))]
+
+    def line(values: list[str]) -> str:
+        return "  ".join(v.rjust(w) if n else v.ljust(w) for v, w, n in zip(values, widths, numeric, strict=True)).rstrip()
+
+    return "\n".join([line(header), line(["-" * w for w in widths]), *(line(row) for row in cells)])
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.4g}" if abs(value) < 1e-3 and value else f"{value:.4f}"
+    return str(value)

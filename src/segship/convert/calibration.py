@@ -1,0 +1,222 @@
+"""Calibration inputs: pictures through the package's own preprocessing, never through another.
+
+What is taken: a folder (searched for pictures), one picture, a text file with a path on each line, an .npz of
+decoded pictures, or a data set that segship knows (its images, not its masks). The decoded pixels are hashed,
+and pictures that also stand in the evaluation data are refused: calibrating on them would flatter the result.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from segship.convert.quantize import spread_evenly
+from segship.datasets import Dataset, open_dataset, recognise_layout
+from segship.errors import DatasetError, InputError, UsageError
+from segship.inference.images import find_inputs, pixel_sha256, read_image
+from segship.inference.preprocess import prepare
+from segship.manifest import Recipe
+
+ENOUGH = 64
+DEFAULT_SUBSET = 300
+MAX_LIST_BYTES = 64 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """Network inputs to calibrate on, and what they were made from."""
+
+    inputs: np.ndarray
+    """(N, C, H, W) float32, as the network takes them"""
+    names: tuple[str, ...]
+    pixel_sha256: tuple[str, ...]
+    """of each picture's decoded pixels"""
+    input_sha256: tuple[str, ...]
+    """of each network input: the same for a picture and its copy at the network's size"""
+    available: int
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def sha256(self) -> str:
+        """Identity of the whole set: hash over the sorted pixel hashes."""
+        return hashlib.sha256("\n".join(sorted(self.pixel_sha256)).encode()).hexdigest()
+
+    def record(self) -> dict[str, Any]:
+        """For provenance."""
+        return {
+            "images": len(self.names),
+            "available": self.available,
+            "sha256": self.sha256,
+            "pixel_sha256": sorted(self.pixel_sha256),
+            "input_sha256": sorted(self.input_sha256),
+        }
+
+
+def load_calibration(
+    source: Path | str,
+    recipe: Recipe,
+    *,
+    subset: int = DEFAULT_SUBSET,
+    split: str | Path | None = None,
+    array_order: Literal["rgb", "bgr"] = "rgb",
+) -> Calibration:
+    """Read, preprocess and hash calibration pictures; at most ``subset``, evenly spread over what is there.
+
+    ``split`` takes the training side of a data set's split. ``array_order`` is the channel order inside an
+    .npz. Raises UsageError for a source that names nothing, InputError for a picture that cannot be read.
+    """
+    if subset < 1:
+        raise UsageError(f"a calibration subset needs at least 1 image, not {subset}")
+    found = list(_entries(Path(source), split))
+    if not found:
+        raise UsageError(f"{source} holds no picture to calibrate on; give a folder of training images")
+    inputs: list[np.ndarray] = []
+    names, pixels, hashes = [], [], []
+    for name, item in spread_evenly(found, subset):
+        assert recipe.input.kind == "image"
+        image = read_image(item, recipe.input, array_order=array_order, name=name)
+        x = prepare(image, recipe).x
+        if inputs and x.shape != inputs[0].shape:
+            raise InputError(
+                f"{name} becomes {x.shape[1]}x{x.shape[2]}, others {inputs[0].shape[1]}x{inputs[0].shape[2]}; "
+                "calibration pictures must all reach one network size"
+            )
+        inputs.append(x)
+        names.append(name)
+        pixels.append(pixel_sha256(image.pixels))
+        hashes.append(pixel_sha256(x))
+    return Calibration(
+        inputs=np.stack(inputs),
+        names=tuple(names),
+        pixel_sha256=tuple(pixels),
+        input_sha256=tuple(hashes),
+        available=len(found),
+        warnings=_warnings(pixels),
+    )
+
+
+def without_overlap(calibration: Calibration, dataset: Dataset | None, recipe: Recipe, *, drop: bool) -> Calibration:
+    """The calibration free of pictures that also stand in the evaluation data, at any size and under any name.
+
+    One that does raises DatasetError; with ``drop`` (a named split of a data set that holds copies) it is left
+    out with a warning.
+    """
+    if dataset is None:
+        return calibration
+    there: set[str] = set()
+    for case in dataset.cases:
+        assert recipe.input.kind == "image"
+        image = read_image(case.read_image(), recipe.input, name=case.id)
+        there |= {pixel_sha256(image.pixels), pixel_sha256(prepare(image, recipe).x)}
+    pairs = enumerate(zip(calibration.pixel_sha256, calibration.input_sha256, strict=True))
+    shared = [index for index, hashes in pairs if there & set(hashes)]
+    if not shared:
+        return calibration
+    names = ", ".join(calibration.names[index] for index in shared[:3])
+    if not drop or len(shared) == len(calibration.names):
+        raise DatasetError(
+            f"{len(shared)} calibration pictures also stand in the evaluation data ({names}); "
+            "calibrate on training images, so that the measured drop means something"
+        )
+    kept = [index for index in range(len(calibration.names)) if index not in shared]
+    return Calibration(
+        inputs=calibration.inputs[kept],
+        names=tuple(calibration.names[i] for i in kept),
+        pixel_sha256=tuple(calibration.pixel_sha256[i] for i in kept),
+        input_sha256=tuple(calibration.input_sha256[i] for i in kept),
+        available=calibration.available,
+        warnings=(
+            *calibration.warnings,
+            f"left out {len(shared)} training pictures that are copies of evaluation pictures ({names})",
+        ),
+    )
+
+
+def _warnings(hashes: Sequence[str]) -> tuple[str, ...]:
+    warnings = []
+    if len(hashes) < ENOUGH:
+        warnings.append(
+            f"calibrated on {len(hashes)} pictures; with fewer than {ENOUGH} the ranges are guesses, give more if you have them"
+        )
+    if len(set(hashes)) < len(hashes):
+        warnings.append(f"{len(hashes) - len(set(hashes))} calibration pictures are copies of others")
+    return tuple(warnings)
+
+
+# ------------------------------------------------------------------------------------------------- sources
+
+
+def _entries(source: Path, split: str | Path | None) -> Iterator[tuple[str, Any]]:
+    if not source.exists():
+        raise UsageError(f"there is no calibration data at {source}; give a folder, a list, an .npz or a data set")
+    dataset = _as_dataset(source, split)
+    if dataset is not None:
+        yield from ((case.id, case.read_image()) for case in dataset.cases)
+    elif source.is_dir():
+        yield from ((path.name, path) for path in find_inputs([source]))
+    elif source.suffix.lower() == ".txt":
+        yield from _listed(source)
+    elif source.suffix.lower() in (".npz", ".npy"):
+        yield from _arrays(source)
+    else:
+        yield source.name, source
+
+
+def _as_dataset(source: Path, split: str | Path | None) -> Dataset | None:
+    """A data set's own images, so that a folder's masks are never calibrated on; None for anything else."""
+    if source.is_file() and source.suffix.lower() != ".zip":
+        return None
+    try:
+        layout = recognise_layout(source)
+    except DatasetError:
+        if split is not None:
+            raise UsageError(
+                f"--split divides data sets; {source} is a plain folder, give its training images"
+            ) from None
+        return None
+    return open_dataset(source, layout, split, part="training") if split is not None else open_dataset(source, layout)
+
+
+def _listed(source: Path) -> Iterable[tuple[str, Path]]:
+    try:
+        if source.stat().st_size > MAX_LIST_BYTES:
+            raise UsageError(f"{source} is too long for a list of pictures; give the folder instead")
+        lines = source.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(
+            f"{source} cannot be read as a list of pictures ({error}); write one path on each line"
+        ) from error
+    for line in lines:
+        text = line.strip()
+        if not text or text.startswith("#"):
+            continue
+        path = source.parent / text  # an absolute path stays itself
+        if not path.is_file():
+            raise UsageError(f"{source} names {text}, which is not there; paths are relative to the list's folder")
+        yield path.name, path
+
+
+def _arrays(source: Path) -> Iterator[tuple[str, np.ndarray]]:
+    """Every array of the file: one picture (H, W[, C]) or a stack of them (N, H, W, C), uint8 or uint16."""
+    try:
+        loaded = np.load(source, allow_pickle=False)
+        arrays = {"array": loaded} if isinstance(loaded, np.ndarray) else {key: loaded[key] for key in loaded.files}
+    except (OSError, ValueError, EOFError, KeyError) as error:
+        raise UsageError(f"{source} cannot be read as arrays ({error}); save pictures with numpy.savez") from error
+    for key, array in arrays.items():
+        if array.dtype.kind == "f":
+            raise UsageError(
+                f"{source}: '{key}' holds {array.dtype}; give decoded pictures (uint8, height x width x channels), "
+                "the package prepares them itself"
+            )
+        if array.ndim == 4:
+            yield from ((f"{key}[{index}]", picture) for index, picture in enumerate(array))
+        elif array.ndim in (2, 3):
+            yield key, array
+        else:
+            raise UsageError(f"{source}: '{key}' has shape {array.shape}; give (H, W, C) or (N, H, W, C)")

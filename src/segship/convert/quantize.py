@@ -1,0 +1,151 @@
+"""int8 by NNCF's ONNX backend: a portable QDQ graph that every engine opens.
+
+Only convolutions matter here, so no transformer handling is asked for. Weights are always symmetric; the
+``performance`` preset makes activations symmetric too, ``mixed`` makes them asymmetric.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from segship.convert import onnx_graph
+from segship.errors import EngineMissing, UsageError
+
+if TYPE_CHECKING:
+    import onnx
+
+Weights = Literal["per-channel", "per-tensor"]
+Activations = Literal["symmetric", "asymmetric"]
+Algorithm = Literal["min-max", "percentile"]
+BiasCorrection = Literal["fast", "accurate", "none"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizeOptions:
+    """How an int8 graph is made. ``keep_in_float`` names convolutions that stay float32."""
+
+    weights: Weights = "per-channel"
+    activations: Activations = "symmetric"
+    algorithm: Algorithm = "min-max"
+    bias_correction: BiasCorrection = "fast"
+    input_range: tuple[float, float] | None = None
+    """range of the quantiser on the network's input, in the units of the network's input; None: from the data"""
+    keep_in_float: tuple[str, ...] = ()
+
+    @property
+    def preset(self) -> Literal["performance", "mixed"]:
+        return "performance" if self.activations == "symmetric" else "mixed"
+
+
+class _Samples:
+    """Calibration inputs one at a time, as NNCF's Dataset wants an iterable with a length."""
+
+    def __init__(self, inputs: np.ndarray) -> None:
+        self._inputs = inputs
+
+    def __len__(self) -> int:
+        return len(self._inputs)
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return (x[None] for x in self._inputs)
+
+
+def quantize(model: onnx.ModelProto, inputs: np.ndarray, options: QuantizeOptions) -> onnx.ModelProto:
+    """An int8 (QDQ) copy of a float32 graph, calibrated on ``inputs`` (N, C, H, W) float32 as the network takes them.
+
+    Raises EngineMissing when nncf or onnxruntime is not installed, UsageError for a layer that is not there.
+    """
+    nncf = _nncf()
+    _check_layers(model, options.keep_in_float)
+    dataset = nncf.Dataset(_Samples(inputs), lambda x: {model.graph.input[0].name: x})
+    source = type(model)()
+    source.CopyFrom(model)  # NNCF edits the graph it is given
+    with onnx_graph.quiet():
+        quantized: onnx.ModelProto = nncf.quantize(
+            source,
+            dataset,
+            preset=nncf.QuantizationPreset(options.preset),
+            subset_size=len(inputs),
+            fast_bias_correction=options.bias_correction != "accurate",
+            ignored_scope=nncf.IgnoredScope(names=list(options.keep_in_float)) if options.keep_in_float else None,
+            advanced_parameters=_advanced(nncf, options),
+        )
+    _clean(quantized)
+    if options.input_range is not None and onnx_graph.input_range(quantized) is not None:
+        quantized = onnx_graph.set_input_range(quantized, *options.input_range)
+    return quantized
+
+
+def _nncf() -> Any:
+    # NNCF reports each use to its makers unless this is set before it is imported; a converter should not.
+    os.environ.setdefault("NNCF_CI", "1")
+    try:
+        import nncf
+        import onnxruntime  # noqa: F401  (NNCF calibrates ONNX graphs with it)
+    except ImportError as error:
+        raise EngineMissing(f"int8 needs {error.name}; type: pip install 'segship[convert,onnxruntime]'") from None
+    return nncf
+
+
+def _advanced(nncf: Any, options: QuantizeOptions) -> Any:
+    from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters, QuantizationParameters
+    from nncf.quantization.range_estimator import AggregatorType as Over
+    from nncf.quantization.range_estimator import RangeEstimatorParameters, StatisticsCollectorParameters
+    from nncf.quantization.range_estimator import StatisticsType as Of
+
+    ranges = RangeEstimatorParameters()
+    if options.algorithm == "percentile":
+        # NNCF's own quantile preset looks at the upper end alone, which cuts a symmetric range's negative half off.
+        upper = Of.ABS_QUANTILE if options.activations == "symmetric" else Of.QUANTILE
+        ranges = RangeEstimatorParameters(
+            min=StatisticsCollectorParameters(statistics_type=Of.QUANTILE, aggregator_type=Over.MEAN),
+            max=StatisticsCollectorParameters(statistics_type=upper, aggregator_type=Over.MEAN),
+        )
+    return AdvancedQuantizationParameters(
+        disable_bias_correction=options.bias_correction == "none",
+        # Intel processors without VNNI saturate u8×s8 sums; the full range is right wherever int8 gains anything.
+        overflow_fix=nncf.OverflowFix.DISABLE,
+        weights_quantization_params=QuantizationParameters(per_channel=options.weights == "per-channel"),
+        activations_range_estimator_params=ranges,
+    )
+
+
+def _check_layers(model: onnx.ModelProto, names: Iterable[str]) -> None:
+    known = onnx_graph.convolution_names(model)
+    unknown = sorted(set(names) - set(known))
+    if unknown:
+        raise UsageError(f"the network has no convolution '{unknown[0]}'; it has {', '.join(known[:6])} …")
+
+
+def _clean(model: onnx.ModelProto) -> None:
+    model.ClearField("metadata_props")
+    for node in model.graph.node:
+        node.ClearField("metadata_props")
+        node.doc_string = ""
+    model.graph.ClearField("value_info")
+
+
+def layer_groups(model: onnx.ModelProto) -> dict[str, tuple[str, ...]]:
+    """Convolutions grouped by block, in graph order: 'conv0_0' holds 'conv0_0.conv1' and 'conv0_0.conv2'."""
+    groups: dict[str, list[str]] = {}
+    for name in onnx_graph.convolution_names(model):
+        groups.setdefault(name.rsplit(".", 1)[0], []).append(name)
+    return {group: tuple(names) for group, names in groups.items()}
+
+
+def relative_error(logits: np.ndarray, reference: np.ndarray) -> float:
+    """Root mean square difference as a share of the reference's standard deviation."""
+    spread = float(np.std(reference, dtype=np.float64)) or 1.0
+    return float(np.sqrt(np.mean(np.square(logits.astype(np.float64) - reference)))) / spread
+
+
+def spread_evenly(items: Sequence[Any] | np.ndarray, count: int) -> list[Any]:
+    """At most ``count`` items, evenly spread over the sequence."""
+    if len(items) <= count:
+        return list(items)
+    return [items[i] for i in np.linspace(0, len(items) - 1, count).round().astype(int)]

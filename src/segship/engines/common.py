@@ -1,0 +1,131 @@
+"""What every engine checks in the same words: options, graph file, input array; and the record of what executed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from segship.engines import Session, SessionOptions
+from segship.engines.processor import processor
+from segship.errors import EngineError, PrecisionMissing, UsageError
+from segship.manifest import Executed
+
+Shape = tuple[int | None, ...]
+"""None stands for an axis that the graph leaves open."""
+
+
+def check_options(engine: str, precisions: Sequence[str], options: SessionOptions) -> None:
+    """Refuse what an engine cannot be asked. Raises PrecisionMissing or UsageError."""
+    if options.precision not in precisions:
+        raise PrecisionMissing(
+            f"engine '{engine}' has no precision '{options.precision}'; it has {', '.join(precisions)}, "
+            "or choose another engine with --engine"
+        )
+    if options.streams < 1:
+        raise UsageError(f"streams must be 1 or more, got {options.streams}")
+    if options.threads is not None and options.threads < 1:
+        raise UsageError(f"threads must be 1 or more, got {options.threads}; leave it out for the engine's own choice")
+
+
+def check_graph(graph: Path) -> None:
+    """Raise EngineError when there is no graph file to open."""
+    try:
+        size = graph.stat().st_size
+    except OSError as error:
+        raise EngineError(
+            f"{graph}: no graph there ({error.strerror}); check the package with `segship verify`"
+        ) from None
+    if size == 0:
+        raise EngineError(f"{graph}: the graph is empty; copy the package again, or check it with `segship verify`")
+
+
+def unreadable(engine: str, graph: Path, error: Exception) -> EngineError:
+    return EngineError(
+        f"{graph}: {engine} cannot read it as an ONNX graph ({last_line(error)}); the file is damaged or is no ONNX: "
+        "check the package with `segship verify`, or export it again"
+    )
+
+
+def input_shape(engine: str, graph: Path, shapes: Sequence[Shape | None], options: SessionOptions) -> Shape:
+    """The shape that `run` must be given: that of the graph's only input, narrowed by ``static_shape``."""
+    if len(shapes) != 1:
+        raise EngineError(f"{graph}: segship runs graphs of one input, this one has {len(shapes)}")
+    shape = shapes[0]
+    static = options.static_shape
+    if static is None:
+        if shape is None:
+            raise EngineError(f"{graph}: {engine} needs to know how many axes the input has; export it with them")
+        return shape
+    if shape is not None and not _fits(static, shape):
+        raise EngineError(
+            f"{graph}: cannot be compiled for the shape {show_shape(static)}, its input is {show_shape(shape)}"
+        )
+    return static
+
+
+def _fits(actual: Sequence[int], expected: Shape) -> bool:
+    return len(actual) == len(expected) and all(e is None or a == e for a, e in zip(actual, expected, strict=True))
+
+
+def show_shape(shape: Sequence[int | None]) -> str:
+    return f"({', '.join('any' if size is None else str(size) for size in shape)})"
+
+
+def check_input(engine: str, x: np.ndarray, expected: Shape) -> np.ndarray:
+    """x itself, made contiguous. Raises EngineError naming what was expected and what was given."""
+    if not isinstance(x, np.ndarray) or x.dtype != np.float32:
+        given = x.dtype if isinstance(x, np.ndarray) else type(x).__name__
+        raise EngineError(f"{engine}: expected a float32 array of shape {show_shape(expected)}, got {given}")
+    if not _fits(x.shape, expected) or 0 in x.shape:
+        raise EngineError(
+            f"{engine}: expected input of shape {show_shape(expected)}, got {show_shape(x.shape)}; "
+            "resize or pad the input, or export for this size"
+        )
+    return np.ascontiguousarray(x)
+
+
+def run_failed(engine: str, x: np.ndarray, error: Exception) -> EngineError:
+    return EngineError(
+        f"{engine}: failed on an input of shape {show_shape(x.shape)} ({last_line(error)}); if other sizes work, "
+        "this one does not fit the network: resize or pad it"
+    )
+
+
+def closed(engine: str) -> EngineError:
+    return EngineError(f"{engine}: the session is closed; open it again")
+
+
+def last_line(error: BaseException, limit: int = 200) -> str:
+    """The line of a library's message that says most: engines print a trace of calls first and the cause last."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = lines[-1] if lines else type(error).__name__
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def convolution_share(measured: Iterable[tuple[str, float]]) -> dict[str, float]:
+    """(number type, seconds) of each convolution -> share of the time by type, largest first, adding up to 1.
+
+    Where the clock is too coarse to see any of them, each convolution counts the same.
+    """
+    rows = list(measured)
+    if not any(seconds > 0 for _, seconds in rows):
+        rows = [(kind, 1.0) for kind, _ in rows]
+    total = sum(seconds for _, seconds in rows)
+    sums: dict[str, float] = {}
+    for kind, seconds in rows:
+        sums[kind] = sums.get(kind, 0.0) + seconds / total
+    return {kind: round(share, 6) for kind, share in sorted(sums.items(), key=lambda item: -item[1])}
+
+
+def executed_record(session: Session, share: Mapping[str, float], evidence: Literal["profile", "settings"]) -> Executed:
+    return Executed(
+        engine=session.engine,
+        version=session.version,
+        device=session.device,
+        processor=processor().label,
+        convolution_share=dict(share),
+        evidence=evidence,
+    )

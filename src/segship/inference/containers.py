@@ -1,0 +1,164 @@
+"""What an image file says about itself before a pixel is decoded: format, size, frames, and whether it is whole.
+
+Decoders differ in what they do with a file that was cut short (some OpenCV builds fill the rest with grey and
+say nothing), and a header may claim more pixels than the machine can hold. So the container is read first.
+PNG and JPEG are walked here, without any library; TIFF, BMP and WebP headers are read by Pillow, which decodes
+nothing until it is asked to.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+from dataclasses import dataclass
+from typing import Any
+
+from segship.errors import InputError
+
+FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WebP")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".tif", ".tiff", ".bmp", ".dib", ".webp")
+
+_PNG = b"\x89PNG\r\n\x1a\n"
+_JPEG_END = b"\xff\xd9"
+_START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_START_OF_SCAN = 0xDA
+_WITHOUT_LENGTH = frozenset([0x01, *range(0xD0, 0xD9)])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Container:
+    format: str
+    """one of FORMATS"""
+    height: int
+    width: int
+    several: bool = False
+    """more than one frame or page"""
+
+
+class _CutShort(Exception):
+    pass
+
+
+def inspect_container(data: bytes, name: str) -> Container:
+    """Read the header of an encoded image; raises InputError for an empty, unknown, damaged or truncated file."""
+    if not data:
+        raise InputError(f"{name} is empty (0 bytes); copy that file again")
+    kind = _kind(data)
+    if kind is None:
+        raise InputError(f"{name} is not an image that can be read here; give one of {', '.join(FORMATS)}")
+    try:
+        if kind == "PNG":
+            return _walk_png(data)
+        if kind == "JPEG":
+            return _walk_jpeg(data)
+        return _ask_pillow(data, kind)
+    except _CutShort:
+        raise InputError(f"{name} is a {kind} file that was cut short; copy or download that file again") from None
+    except InputError:
+        raise
+    # Header parsers raise nearly anything on hostile bytes: struct.error, SyntaxError, KeyError, OverflowError …
+    except Exception as error:
+        raise InputError(f"{name} is a damaged {kind} file ({error}); copy or download that file again") from error
+
+
+def _kind(data: bytes) -> str | None:
+    if data.startswith(_PNG):
+        return "PNG"
+    if data.startswith(b"\xff\xd8\xff"):
+        return "JPEG"
+    if data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+        return "TIFF"
+    if data.startswith(b"BM"):
+        return "BMP"
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "WebP"
+    return None
+
+
+def _walk_png(data: bytes) -> Container:
+    position, several = len(_PNG), False
+    height = width = 0
+    while True:
+        if position + 12 > len(data):
+            raise _CutShort
+        length, kind = struct.unpack_from(">I4s", data, position)
+        body = position + 8
+        if kind == b"IHDR":
+            width, height = struct.unpack_from(">II", data, body)
+        elif kind == b"acTL":
+            several = struct.unpack_from(">I", data, body)[0] > 1
+        elif kind == b"IEND":
+            break
+        position = body + length + 4
+    if not height or not width:
+        raise ValueError("no size in its header")
+    return Container(format="PNG", height=height, width=width, several=several)
+
+
+def _walk_jpeg(data: bytes) -> Container:
+    position, size = 2, (0, 0)
+    while True:
+        if position + 4 > len(data):
+            raise _CutShort
+        if data[position] != 0xFF:
+            raise ValueError("no marker where one must be")
+        marker = data[position + 1]
+        if marker == 0xFF:  # fill bytes before a marker are allowed
+            position += 1
+            continue
+        if marker in _WITHOUT_LENGTH:
+            position += 2
+            continue
+        if marker in _START_OF_FRAME:
+            if position + 9 > len(data):
+                raise _CutShort
+            size = struct.unpack_from(">HH", data, position + 5)
+        if marker == _START_OF_SCAN:
+            break
+        position += 2 + struct.unpack_from(">H", data, position + 2)[0]
+    # Inside a scan 0xFF is always followed by 0x00, so an end marker behind the first scan ends the picture.
+    if data.find(_JPEG_END, position) < 0:
+        raise _CutShort
+    if not size[0] or not size[1]:
+        raise ValueError("no size in its header")
+    return Container(format="JPEG", height=size[0], width=size[1])
+
+
+def _ask_pillow(data: bytes, kind: str) -> Container:
+    # The plugin classes are called directly: Image.open would apply Pillow's own, process-wide pixel limit first.
+    with open_with_pillow(data, kind) as picture:
+        width, height = picture.size
+        return Container(format=kind, height=height, width=width, several=_has_second_frame(picture))
+
+
+def _has_second_frame(picture: Any) -> bool:
+    # Not n_frames: that walks through all pages of a TIFF, and a hostile one has millions.
+    try:
+        picture.seek(1)
+    except Exception:  # EOFError; anything else is the second frame's damage, and the first is what counts
+        return False
+    return True
+
+
+def open_with_pillow(data: bytes, kind: str) -> Any:
+    """A ``PIL.ImageFile`` of one of FORMATS, header read, pixels not; the caller translates exceptions."""
+    stream = io.BytesIO(data)
+    if kind == "PNG":
+        from PIL.PngImagePlugin import PngImageFile
+
+        return PngImageFile(stream)
+    if kind == "JPEG":
+        from PIL.JpegImagePlugin import JpegImageFile
+
+        return JpegImageFile(stream)
+    if kind == "TIFF":
+        from PIL.TiffImagePlugin import TiffImageFile
+
+        return TiffImageFile(stream)
+    if kind == "BMP":
+        from PIL.BmpImagePlugin import BmpImageFile
+
+        return BmpImageFile(stream)
+    from PIL.WebPImagePlugin import WebPImageFile
+
+    return WebPImageFile(stream)

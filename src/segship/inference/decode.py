@@ -1,0 +1,143 @@
+"""From a network's raw output to probabilities, masks and labels, in the order that the manifest names.
+
+    activation → (restore) → decision → (restore)
+
+``restore_what`` says at which of the places the answer travels back to the picture's own grid: the raw logits,
+the probabilities, or the finished decision. The order changes outlines, so it is part of the contract. On the
+network's own grid (``frame=None``) nothing is restored and the three agree.
+
+Arrays are (K, h, w) float32 in, (K, H, W) or (H, W) out.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from segship.errors import PackageError
+from segship.inference.preprocess import Frame, restore
+from segship.manifest import Argmax, Decode, Label, Recipe, Regions, Saliency, Threshold
+
+
+def sigmoid(x: np.ndarray) -> np.ndarray:
+    """1 / (1 + exp(-x)) in float32, without overflow at either end."""
+    x = np.asarray(x, dtype=np.float32)
+    small = np.exp(-np.abs(x))  # in (0, 1], whatever the sign
+    positive = np.float32(1) / (np.float32(1) + small)
+    return np.where(x >= 0, positive, small * positive)
+
+
+def softmax(x: np.ndarray) -> np.ndarray:
+    """Softmax over the first axis, float32, shifted by the maximum."""
+    shifted = np.exp(x - x.max(axis=0, keepdims=True), dtype=np.float32)
+    return np.asarray(shifted / shifted.sum(axis=0, keepdims=True))
+
+
+def activate(x: np.ndarray, activation: str) -> np.ndarray:
+    if activation == "sigmoid":
+        return sigmoid(x)
+    return softmax(x) if activation == "softmax" else x
+
+
+def argmax(scores: np.ndarray) -> np.ndarray:
+    """Index of the largest of (K, H, W) along the first axis; the first maximum wins. uint8, uint16 above 256 classes.
+
+    A running maximum: numpy's own argmax over a leading axis is many times slower.
+    """
+    best = scores[0].copy()
+    index = np.zeros(best.shape, np.uint8 if len(scores) <= 256 else np.uint16)
+    for k in range(1, len(scores)):
+        better = scores[k] > best
+        index[better] = k
+        np.copyto(best, scores[k], where=better)
+    return index
+
+
+def scores_on_grid(raw: np.ndarray, decode: Decode, frame: Frame | None, activated: bool) -> np.ndarray:
+    """What `argmax` and thresholds look at: restored logits, or probabilities (restored where the manifest says so)."""
+    activation = "none" if activated else decode.activation
+    if frame is None:
+        return activate(raw, activation)
+    if decode.restore_what == "logits":
+        return activate(restore(raw, frame, decode.restore_method), activation)
+    values = activate(raw, activation)
+    if isinstance(decode.decision, Saliency) and decode.restore_what == "decision":
+        return values
+    return restore(values, frame, decode.restore_method)
+
+
+def threshold_masks(raw: np.ndarray, decode: Decode, frame: Frame | None, activated: bool) -> np.ndarray:
+    """(K, H, W) bool: probability strictly above the threshold."""
+    assert isinstance(decode.decision, Threshold | Regions)
+    limit = np.float32(decode.decision.threshold)
+    if frame is None or decode.restore_what != "decision":
+        return scores_on_grid(raw, decode, frame, activated) > limit
+    decided = scores_on_grid(raw, decode, None, activated) > limit
+    return restore(decided.astype(np.float32), frame, decode.restore_method) > np.float32(0.5)
+
+
+def argmax_index(raw: np.ndarray, decode: Decode, frame: Frame | None, activated: bool) -> np.ndarray:
+    """(H, W) class index. Softmax keeps the order of its inputs, so it is left out where nothing else needs it."""
+    if frame is None:
+        return argmax(raw)
+    if decode.restore_what == "decision":
+        if not decode.restore_method.endswith(":nearest"):
+            raise PackageError(
+                f"class numbers cannot be enlarged with '{decode.restore_method}'; only nearest keeps them"
+            )
+        return restore(argmax(raw)[None], frame, decode.restore_method)[0]
+    if decode.restore_what == "logits":
+        return argmax(restore(raw, frame, decode.restore_method))
+    return argmax(scores_on_grid(raw, decode, frame, activated))
+
+
+def region_labels(masks: np.ndarray, rule: Regions) -> np.ndarray:
+    """(H, W) labels from (K, H, W) regions, written one over the other in ``rule.order``."""
+    labels = np.zeros(masks.shape[1:], label_dtype(rule.order))
+    for mask, label in zip(masks, rule.order, strict=True):
+        labels[mask] = label
+    return labels
+
+
+def saliency_map(raw: np.ndarray, decode: Decode, frame: Frame | None, activated: bool) -> np.ndarray:
+    """(H, W): uint8 0..255 or float32 0..1, by the manifest's polarity, min-max and rounding rules."""
+    rule = decode.decision
+    assert isinstance(rule, Saliency)
+    last = frame is not None and decode.restore_what == "decision"
+    p = scores_on_grid(raw, decode, None if last else frame, activated)[0]
+    decided = _saliency(p, rule)
+    if last:
+        assert frame is not None
+        decided = restore(decided[None], frame, decode.restore_method)[0]
+    return decided
+
+
+def _saliency(p: np.ndarray, rule: Saliency) -> np.ndarray:
+    if rule.polarity == "inverted":
+        p = np.float32(1) - p
+    if rule.min_max:
+        low, high = p.min(), p.max()
+        p = (p - low) / (high - low) if high > low else np.zeros_like(p)
+    if rule.to_uint8 == "none":
+        return p
+    scaled = np.clip(p, 0, 1) * np.float32(255)
+    return (np.rint(scaled) if rule.to_uint8 == "round" else scaled).astype(np.uint8)
+
+
+def label_dtype(ids: tuple[int, ...]) -> type[np.uint8] | type[np.uint16]:
+    return np.uint8 if max(ids, default=0) <= 255 else np.uint16
+
+
+def class_labels(recipe: Recipe) -> tuple[Label, ...]:
+    """The label of each output channel of a threshold, regions or argmax network, in channel order.
+
+    A background label (id 0) stands for no channel where the network has one channel less than there are labels.
+    """
+    count = recipe.network.outputs[0].channels
+    labels = recipe.labels
+    if isinstance(recipe.decode.decision, Argmax) or len(labels) == count:
+        chosen = labels
+    else:
+        chosen = tuple(label for label in labels if label.id != 0)
+    if len(chosen) != count:
+        raise PackageError(f"package '{recipe.name}' names {len(recipe.labels)} labels for {count} output channels")
+    return chosen

@@ -1,0 +1,125 @@
+"""The network of a package as one function on arrays: its ensemble members on their engine, static batches filled up."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+
+import numpy as np
+
+from segship.engines import Session, SessionOptions, open_session
+from segship.errors import PackageError
+from segship.inference.decode import activate
+from segship.manifest import Manifest, Resize, Variant
+from segship.package import Package
+
+
+class Members:
+    """All members of one variant. Callable from any number of threads; at most ``options.streams`` are in the engine."""
+
+    def __init__(self, package: Package, variant: Variant, engine: str, options: SessionOptions) -> None:
+        self.package = package
+        self.manifest: Manifest = package.manifest
+        self.variant = variant
+        self.engine = engine
+        self.options = options
+        self._opened: dict[int | None, list[Session]] = {}
+        self._opening = threading.Lock()
+        self._running = threading.BoundedSemaphore(options.streams)
+
+    def close(self) -> None:
+        with self._opening:
+            for sessions in self._opened.values():
+                for session in sessions:
+                    session.close()
+            self._opened.clear()
+
+    def fixed_batch(self, count: int) -> int | None:
+        """Batch size of the compiled graph for ``count`` inputs: the smallest that holds them, or the largest there is.
+
+        None where the batch is dynamic.
+        """
+        if self.options.static_shape is not None:
+            return self.options.static_shape[0]
+        if self.variant.shapes == "dynamic":
+            return None
+        fitting = [size for size in self.variant.batches if size >= count]
+        return min(fitting) if fitting else max(self.variant.batches)
+
+    def sessions(self, count: int) -> list[Session]:
+        """One session a member, for ``count`` inputs at once; opened on first use."""
+        size = self.fixed_batch(count)
+        with self._opening:
+            if size not in self._opened:
+                options = self.options
+                if size is not None and options.static_shape is None:
+                    shape = (size, self.manifest.network.input_channels, *self._input_size())
+                    options = replace(options, static_shape=shape)
+                self._opened[size] = [
+                    open_session(self.engine, self.package.graph_path(self.variant.precision, member), options)
+                    for member in self.manifest.network.members
+                ]
+            return self._opened[size]
+
+    def _input_size(self) -> tuple[int, ...]:
+        if self.manifest.network.size is not None:
+            return self.manifest.network.size
+        resizes = [step for step in self.manifest.preprocess if isinstance(step, Resize)]
+        if not resizes:
+            raise PackageError(
+                f"package '{self.manifest.name}' has static variants but no fixed input size; compile it again"
+            )
+        return resizes[-1].height, resizes[-1].width
+
+    @property
+    def averages_probabilities(self) -> bool:
+        """True where outputs leave here after the activation: an ensemble that averages probabilities."""
+        network = self.manifest.network
+        return len(network.members) > 1 and network.member_average == "probabilities"
+
+    def __call__(self, x: np.ndarray, batch: int | None = None) -> list[np.ndarray]:
+        """(N, C, h, w) to all outputs (N, K, h', w'), members averaged by the manifest's rule.
+
+        N is cut or filled up to a static batch, that for ``batch`` inputs (default N), so that the tail of a stream
+        opens no graph of its own; what the filling gives is dropped. Raises EngineError, and
+        PackageError where the graph's outputs are not those that the manifest names.
+        """
+        sessions = self.sessions(batch or len(x))
+        size = self.fixed_batch(batch or len(x))
+        if size is None or len(x) == size:
+            return self._average(sessions, x)
+        parts = []
+        for start in range(0, len(x), size):
+            part = x[start : start + size]
+            missing = size - len(part)
+            filled = np.concatenate([part, np.repeat(part[-1:], missing, axis=0)]) if missing else part
+            parts.append([array[: len(part)] for array in self._average(sessions, filled)])
+        return [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
+
+    def _average(self, sessions: list[Session], x: np.ndarray) -> list[np.ndarray]:
+        total: list[np.ndarray] = []
+        for session in sessions:
+            with self._running:
+                outputs = session.run(x)
+            self._check_outputs(outputs, x)
+            if len(sessions) == 1:
+                return outputs
+            if self.averages_probabilities:
+                activation = self.manifest.decode.activation
+                outputs = [np.stack([activate(case, activation) for case in array]) for array in outputs]
+            total = [a + b for a, b in zip(total, outputs, strict=True)] if total else outputs
+        return [array / np.float32(len(sessions)) for array in total]
+
+    def _check_outputs(self, outputs: list[np.ndarray], x: np.ndarray) -> None:
+        named = self.manifest.network.outputs
+        if len(outputs) != len(named):
+            raise PackageError(
+                f"the graph gives {len(outputs)} outputs, the manifest names {len(named)}; export the package again"
+            )
+        for array, about in zip(outputs, named, strict=True):
+            expected = (len(x), about.channels, *(-(-side // about.stride) for side in x.shape[2:]))
+            if array.shape != expected:
+                raise PackageError(
+                    f"the graph's output '{about.name}' has shape {array.shape} where the manifest says {expected}; "
+                    "export the package again"
+                )

@@ -1,0 +1,243 @@
+"""The answer for one picture: labels, masks, probabilities, computed when they are asked for, and how to keep them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from segship.errors import EngineError, OutputError, PackageError, UsageError
+from segship.inference import writers
+from segship.inference.decode import (
+    argmax_index,
+    class_labels,
+    label_dtype,
+    region_labels,
+    saliency_map,
+    scores_on_grid,
+    threshold_masks,
+)
+from segship.inference.images import Image
+from segship.inference.postprocess import clean_labels, clean_mask, components, smooth_mask
+from segship.inference.preprocess import Frame, Prepared
+from segship.manifest import Argmax, Label, Recipe, Regions, Saliency, SmoothMask, Threshold
+
+Grid = Literal["input", "network"]
+GRIDS = ("input", "network")
+
+
+def decode(
+    outputs: Sequence[np.ndarray],
+    prepared: Prepared | Frame,
+    recipe: Recipe,
+    *,
+    grid: Grid = "input",
+    activated: bool = False,
+    image: Image | None = None,
+) -> Prediction:
+    """The prediction for one case from the network's outputs, each (K, h, w); nothing is computed yet.
+
+    ``activated`` says that the outputs already are probabilities (an ensemble averaged after its activation).
+    Raises PackageError when the first output has other channels than the manifest says, EngineError for NaN.
+    """
+    frame = prepared.frame if isinstance(prepared, Prepared) else prepared
+    if grid not in GRIDS:
+        raise UsageError(f"grid is one of {', '.join(GRIDS)}, not {grid!r}")
+    raw = outputs[0]
+    expected = recipe.network.outputs[0].channels
+    if raw.ndim != 3 or raw.shape[0] != expected:
+        raise PackageError(
+            f"the graph gives {raw.shape} for one picture, the manifest says {expected} channel(s); export the package again"
+        )
+    # One NaN or infinity makes the sum non-finite, and a sum is the cheapest look at every value.
+    if not np.isfinite(raw.sum(dtype=np.float64)):
+        raise EngineError(f"{frame.name}: the network's output holds NaN or infinite values; try --precision fp32")
+    return Prediction(outputs=tuple(outputs), frame=frame, recipe=recipe, grid=grid, activated=activated, image=image)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Prediction:
+    """What the network says about one picture, on the picture's own grid (or the network's, see `on_grid`)."""
+
+    outputs: tuple[np.ndarray, ...]
+    """raw network outputs (K, h, w) float32; the first is the answer"""
+    frame: Frame
+    recipe: Recipe
+    grid: Grid = "input"
+    activated: bool = False
+    image: Image | None = None
+    """the decoded picture, kept for overlays where it was asked for"""
+
+    @property
+    def name(self) -> str:
+        return self.frame.name
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return self.frame.notes
+
+    @property
+    def size_hw(self) -> tuple[int, int]:
+        """(height, width) of labels, masks and probabilities."""
+        if self.grid == "input":
+            return self.frame.original_hw
+        return self.outputs[0].shape[1], self.outputs[0].shape[2]
+
+    @property
+    def classes(self) -> tuple[Label, ...]:
+        """The label of each channel of `masks` and `probabilities`."""
+        return class_labels(self.recipe)
+
+    @property
+    def logits(self) -> np.ndarray:
+        """(K, h, w) float32 on the network's own grid. Raises UsageError where the graph gives probabilities."""
+        if self.recipe.network.outputs[0].values != "logits" or self.activated:
+            raise UsageError("this network gives probabilities, not logits; use .probabilities")
+        return self.outputs[0]
+
+    @property
+    def _restored(self) -> Frame | None:
+        return self.frame if self.grid == "input" else None
+
+    @cached_property
+    def probabilities(self) -> np.ndarray:
+        """(K, H, W) float32 in 0..1; a saliency map is one channel. Without an activation: the values as they are."""
+        decision = self.recipe.decode.decision
+        if isinstance(decision, Saliency):
+            found = self.saliency
+            return (found.astype(np.float32) / np.float32(255) if found.dtype == np.uint8 else found)[None]
+        return scores_on_grid(self.outputs[0], self.recipe.decode, self._restored, self.activated)
+
+    @cached_property
+    def saliency(self) -> np.ndarray:
+        """(H, W) map as the manifest writes it: uint8 0..255 or float32 0..1. Only for saliency networks."""
+        if not isinstance(self.recipe.decode.decision, Saliency):
+            raise UsageError("this network gives classes, not a saliency map; use .masks, .labels or .probabilities")
+        found = saliency_map(self.outputs[0], self.recipe.decode, self._restored, self.activated)
+        for rule in self.recipe.postprocess:
+            if isinstance(rule, SmoothMask) and found.dtype == np.uint8:
+                found = smooth_mask(found, rule.sigma)
+        return found
+
+    @cached_property
+    def masks(self) -> np.ndarray:
+        """(K, H, W) bool, one mask a class; overlapping where the classes are independent."""
+        decision = self.recipe.decode.decision
+        if isinstance(decision, Threshold | Regions):
+            found = threshold_masks(self.outputs[0], self.recipe.decode, self._restored, self.activated)
+            if isinstance(decision, Threshold) and self.recipe.postprocess:
+                pairs = zip(found, self.classes, strict=True)
+                found = np.stack([clean_mask(mask, self.recipe.postprocess, label.id) for mask, label in pairs])
+            return found
+        if isinstance(decision, Argmax):
+            return np.stack([self.labels == label.id for label in self.classes])
+        return (self.labels != 0)[None]
+
+    @cached_property
+    def labels(self) -> np.ndarray:
+        """(H, W) uint8 or uint16 ids. Where independent classes overlap the later one stands on top; see `masks`."""
+        decision = self.recipe.decode.decision
+        if isinstance(decision, Saliency):
+            if decision.threshold is None:
+                raise UsageError("a saliency map is no decision and this package sets no threshold; use .probabilities")
+            return np.where(self.probabilities[0] > np.float32(decision.threshold), 1, 0).astype(np.uint8)
+        if isinstance(decision, Argmax):
+            index = argmax_index(self.outputs[0], self.recipe.decode, self._restored, self.activated)
+            ids = tuple(label.id for label in self.classes)
+            if ids != tuple(range(len(ids))):
+                index = np.array(ids, label_dtype(ids))[index]
+            return clean_labels(index, self.recipe.postprocess)
+        if isinstance(decision, Regions):
+            return clean_labels(region_labels(self.masks, decision), self.recipe.postprocess)
+        ids = tuple(label.id for label in self.classes)
+        labels = np.zeros(self.size_hw, label_dtype(ids))
+        for mask, label in zip(self.masks, ids, strict=True):
+            labels[mask] = label
+        return labels
+
+    @property
+    def decoded(self) -> np.ndarray:
+        """The decision in its own form: masks (K, H, W) bool for independent classes, labels (H, W) for exclusive
+        ones, the map (H, W) for saliency."""
+        decision = self.recipe.decode.decision
+        if isinstance(decision, Saliency):
+            return self.saliency
+        return self.masks if isinstance(decision, Threshold) else self.labels
+
+    def instances(self, connectivity: Literal["face", "full"] = "face") -> np.ndarray:
+        """Connected components numbered 1, 2, 3 … : (H, W) for one class, (K, H, W) for more; uint16, uint32 if needed.
+
+        A separation by touching pixels, nothing learned: nuclei that touch count as one.
+        """
+        masks = self.masks if not isinstance(self.recipe.decode.decision, Argmax) else self.masks[self._foreground]
+        numbered = [components(mask, connectivity) for mask in masks]
+        most = max((count for _, count in numbered), default=0)
+        stacked = np.stack([array for array, _ in numbered]).astype(np.uint16 if most <= 65535 else np.uint32)
+        return stacked[0] if len(stacked) == 1 else stacked
+
+    @property
+    def _foreground(self) -> np.ndarray:
+        return np.array([label.id != 0 for label in self.classes])
+
+    def on_grid(self, grid: Grid) -> Prediction:
+        """The same answer on the input's or the network's grid."""
+        if grid not in GRIDS:
+            raise UsageError(f"grid is one of {', '.join(GRIDS)}, not {grid!r}")
+        return self if grid == self.grid else replace(self, grid=grid)
+
+    def overlay(self) -> np.ndarray:
+        """The picture with every class tinted and outlined in its colour: uint8 (H, W, 3) RGB, on the input's grid."""
+        if self.image is None:
+            raise UsageError("the picture was not kept; call the model on a single input, or stream(keep_images=True)")
+        shown = self.on_grid("input")
+        keep = self._foreground if len(self.classes) == len(shown.masks) else np.ones(len(shown.masks), bool)
+        colors = [label.color for label, wanted in zip(self.classes, keep, strict=True) if wanted]
+        return writers.draw_overlay(self.image.rgb8(), shown.masks[keep], colors)
+
+    def save(self, path: str | Path, *, palette: bool = False, probabilities: bool = False) -> list[Path]:
+        """Write the decision; the suffix chooses the form. Returns the files written.
+
+            .png   one class: 0/255. Several independent classes: ``<class>/<name>.png`` each 0/255 (class = 0, 1 …).
+                   One class per pixel: the ids (``palette``: shown in the manifest's colours). Saliency: the map.
+            .npz   labels, masks, class names; with ``probabilities`` also float32 probabilities
+
+        Raises OutputError for another suffix or a place that cannot be written.
+        """
+        path = Path(path)
+        if path.suffix.lower() == ".npz":
+            return [writers.write_npz(path, self._arrays(probabilities))]
+        if path.suffix.lower() != ".png":
+            raise OutputError(f"{path.name}: masks are kept as .png or .npz (lossless); choose one of these suffixes")
+        decision = self.recipe.decode.decision
+        if isinstance(decision, Saliency):
+            found = self.saliency
+            exact = found.dtype == np.uint8
+            return [writers.write_png(path, found) if exact else writers.write_probability_png(path, found)]
+        if palette:
+            colors = {label.id: label.color for label in self.recipe.labels}
+            return [writers.write_palette_png(path, self.labels, colors)]
+        if not isinstance(decision, Threshold):
+            return [writers.write_label_png(path, self.labels)]
+        if len(self.masks) == 1:
+            return [writers.write_mask_png(path, self.masks[0])]
+        return [writers.write_mask_png(class_path(path, k), mask) for k, mask in enumerate(self.masks)]
+
+    def _arrays(self, probabilities: bool) -> dict[str, np.ndarray]:
+        arrays = {"classes": np.array([label.name for label in self.classes])}
+        decision = self.recipe.decode.decision
+        if isinstance(decision, Saliency):
+            arrays["saliency"] = self.saliency
+        else:
+            arrays |= {"labels": self.labels, "masks": self.masks}
+        if probabilities:
+            arrays["probabilities"] = self.probabilities
+        return arrays
+
+
+def class_path(path: Path, index: int) -> Path:
+    """``<folder>/<class index>/<name>``: where one of several independent classes is kept."""
+    return path.parent / str(index) / path.name

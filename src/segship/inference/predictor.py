@@ -1,0 +1,317 @@
+"""A package opened on an engine: the object that the Python API, the command line, the server, `evaluate` and
+`benchmark` all hold. It is opened once and used for any number of pictures, from any number of threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+import numpy as np
+
+from segship.engines import DEFAULT_ENGINE, Session, SessionOptions
+from segship.errors import InputError, PackageError, SegshipError, UsageError
+from segship.inference.images import DEFAULT_LIMITS, ArrayOrder, Image, Limits, Source, read_image
+from segship.inference.members import Members
+from segship.inference.pipeline import batches, helper_threads, in_order, ordered_map
+from segship.inference.precision import AUTO_MAX_DROP, Choice, choose_precision
+from segship.inference.prediction import Grid, Prediction, decode
+from segship.inference.preprocess import Frame, Prepared, check_input_shape, prepare
+from segship.manifest import Manifest, Variant
+from segship.package import Package, cache_folder, open_package
+
+R = TypeVar("R")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """An input of a stream that could not be done; the others went on."""
+
+    name: str
+    error: SegshipError
+
+    def __str__(self) -> str:
+        return str(self.error)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Item:
+    """One input on its way through `Predictor.run`."""
+
+    number: int
+    name: str
+    frame: Frame | None = None
+    x: np.ndarray | None = None
+    """prepared (C, h, w); dropped after inference unless it is to be kept"""
+    image: Image | None = None
+    outputs: tuple[np.ndarray, ...] = ()
+    error: SegshipError | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...] | None:
+        return None if self.x is None or self.error else self.x.shape
+
+
+class Predictor:
+    """Use `Predictor.open` or ``segship.load``. A context manager; `close` frees the engine's memory."""
+
+    def __init__(
+        self,
+        package: Package,
+        *,
+        engine: str,
+        choice: Choice,
+        options: SessionOptions,
+        batch: int,
+        limits: Limits,
+        array_order: ArrayOrder,
+    ) -> None:
+        self.package = package
+        self.manifest: Manifest = package.manifest
+        self.engine = engine
+        self.choice = choice
+        """which precision runs, and why"""
+        self.precision = choice.precision
+        self.options = options
+        self.batch = batch
+        self.limits = limits
+        self.array_order: ArrayOrder = array_order
+        variant = self.manifest.variant(choice.precision)
+        assert variant is not None
+        self.variant: Variant = variant
+        self.members = Members(package, variant, engine, options)
+
+    @classmethod
+    def open(
+        cls,
+        package: Package | Path | str,
+        *,
+        precision: str = "fp32",
+        engine: str | None = None,
+        device: str = "cpu",
+        threads: int | None = None,
+        streams: int = 1,
+        batch: int = 1,
+        cache_dir: Path | str | None = None,
+        static_shape: tuple[int, ...] | None = None,
+        max_drop: float = AUTO_MAX_DROP,
+        limits: Limits = DEFAULT_LIMITS,
+        array_order: ArrayOrder = "rgb",
+        profile: bool = False,
+    ) -> Predictor:
+        """Open a package (or its path) on an engine; the graph is compiled now, so that errors show now.
+
+        ``precision`` is fp32, fp16, bf16, int8, int16, one of their aliases, or "auto" (the fastest variant whose
+        recorded drop is at most ``max_drop`` and that this processor computes in natively). ``streams`` is how many
+        batches may be in the engine at once, ``batch`` the default of `stream`. ``static_shape`` (N, C, h, w)
+        compiles for that input shape alone. Raises PackageError, PrecisionMissing, EngineMissing, DeviceMissing.
+        """
+        if batch < 1 or streams < 1 or (threads is not None and threads < 1):
+            raise UsageError(f"batch, streams and threads are at least 1, got {batch}, {streams}, {threads}")
+        engine = engine or DEFAULT_ENGINE
+        opened = package if isinstance(package, Package) else open_package(package)
+        choice = choose_precision(opened.manifest, precision, engine=engine, device=device, max_drop=max_drop)
+        options = SessionOptions(
+            precision=choice.precision,
+            device=device,
+            threads=threads,
+            streams=streams,
+            cache_dir=cache_folder() / "compiled" / engine if cache_dir is None else Path(cache_dir),
+            static_shape=static_shape,
+            profile=profile,
+        )
+        self = cls(
+            opened, engine=engine, choice=choice, options=options, batch=batch, limits=limits, array_order=array_order
+        )
+        self.members.sessions(batch)
+        return self
+
+    def close(self) -> None:
+        self.members.close()
+
+    def __enter__(self) -> Predictor:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def sessions(self) -> list[Session]:
+        """The engine's session of each ensemble member, as used for the default batch."""
+        return self.members.sessions(self.batch)
+
+    # ----------------------------------------------------------------------------------------- one input
+
+    def __call__(self, source: Source, *, probabilities: bool = False, grid: Grid = "input") -> Prediction:
+        """Predict one picture: a path, encoded bytes, a PIL image, or an array (H, W[, 1|3|4]), RGB unless opened otherwise.
+
+        Masks and probabilities are computed when first read; ``probabilities=True`` computes them now.
+        Raises InputError for an input that cannot be read.
+        """
+        image = self.read(source)
+        prepared = prepare(image, self.manifest)
+        outputs = self.members(prepared.x[None])
+        found = self._decode(tuple(array[0] for array in outputs), prepared.frame, grid, image)
+        if probabilities:
+            _ = found.probabilities
+        return found
+
+    def read(self, source: Source, name: str | None = None) -> Image:
+        """Decode one picture by the package's reading rules. Raises InputError."""
+        spec = self.manifest.input
+        if spec.kind != "image":
+            raise PackageError(
+                f"package '{self.manifest.name}' takes volumes; this version of segship runs packages for pictures"
+            )
+        return read_image(source, spec, self.limits, self.array_order, name)
+
+    def prepare(self, source: Source) -> Prepared:
+        """Read and preprocess one picture: what the network would get."""
+        return prepare(self.read(source), self.manifest)
+
+    def trace(self, source: Source) -> dict[str, np.ndarray]:
+        """One picture, stage by stage:
+
+        read           (H, W, C) pixels as decoded, in the network's channel order
+        preprocessed   (C, h, w) float32
+        network        (K, h, w) float32, the first output
+        decoded        on the picture's grid: masks (K, H, W) bool for independent classes, labels (H, W) for
+                       exclusive ones, the map (H, W) for saliency
+        """
+        image = self.read(source)
+        prepared = prepare(image, self.manifest)
+        outputs = self.members(prepared.x[None])
+        found = self._decode(tuple(array[0] for array in outputs), prepared.frame, "input", None)
+        return {
+            "read": image.pixels,
+            "preprocessed": prepared.x,
+            "network": found.outputs[0],
+            "decoded": found.decoded,
+        }
+
+    def network(self, x: np.ndarray, *, all_outputs: bool = False) -> Any:
+        """The bare network: preprocessed (N, C, h, w) float32 in, the first raw output (N, K, h', w') out.
+
+        ``all_outputs`` gives a list of all of them. Members of an ensemble are averaged as the manifest says.
+        Raises InputError for a wrong type, channel count or size.
+        """
+        x = np.asarray(x)
+        axes = len(self.manifest.network.layout)
+        if x.ndim != axes or x.shape[0] == 0:
+            raise InputError(f"the network takes {self.manifest.network.layout} arrays, got shape {x.shape}")
+        if x.dtype.kind not in "fiu" or not np.isfinite(x).all():
+            raise InputError(
+                f"the network takes finite float32 values, got {x.dtype}; preprocess with .prepare(source).x"
+            )
+        check_input_shape(x.shape[1:], self.manifest, "array")
+        outputs = self.members(np.ascontiguousarray(x, dtype=np.float32))
+        return outputs if all_outputs else outputs[0]
+
+    # --------------------------------------------------------------------------------------- many inputs
+
+    def stream(
+        self,
+        sources: Iterable[Source],
+        *,
+        batch: int | None = None,
+        grid: Grid = "input",
+        keep_images: bool = False,
+    ) -> Iterator[Prediction | Failure]:
+        """Predict many pictures in order; reading and inference overlap. A broken one comes as a `Failure`.
+
+        Inputs of equal prepared size share a batch. Memory is bounded by a few batches, whatever the number of
+        inputs; ``keep_images`` keeps each decoded picture with its prediction, for overlays.
+        """
+        return self.run(sources, lambda item: self.result(item, grid), batch=batch, keep_images=keep_images, threads=1)
+
+    def result(self, item: Item, grid: Grid = "input") -> Prediction | Failure:
+        """What `stream` gives for an item of `run`."""
+        error = item.error
+        if error is None and item.frame is not None:
+            try:
+                return self._decode(item.outputs, item.frame, grid, item.image)
+            except SegshipError as raised:
+                error = raised
+        assert error is not None
+        return Failure(name=item.name, error=error)
+
+    def run(
+        self,
+        sources: Iterable[Source],
+        finish: Callable[[Item], R],
+        *,
+        batch: int | None = None,
+        keep_images: bool = False,
+        keep_inputs: bool = False,
+        threads: int | None = None,
+    ) -> Iterator[R]:
+        """The chain under `stream`: ``finish`` is called in threads of its own with each item, results come in order.
+
+        An item that failed has ``error`` set and no outputs. ``finish`` must not raise for a single input's fault:
+        whatever it raises ends the run.
+        """
+        size = self.batch if batch is None else batch
+        if size < 1:
+            raise UsageError(f"batch is at least 1, got {size}")
+        size = self.members.fixed_batch(size) or size
+
+        def read(numbered: tuple[int, Source]) -> Item:
+            return self._read_item(*numbered, keep_image=keep_images)
+
+        def infer(group: list[Item]) -> list[Item]:
+            return self._infer_items(group, size, keep_inputs)
+
+        readers = helper_threads()
+        streams = self.options.streams
+        items = ordered_map(read, enumerate(sources), workers=readers, ahead=size * (streams + 1) + readers)
+        groups = ordered_map(infer, batches(items, size), workers=streams, ahead=streams + 1)
+        writers = threads or helper_threads()
+        return ordered_map(finish, in_order(groups), workers=writers, ahead=size + writers)
+
+    def _read_item(self, number: int, source: Source, *, keep_image: bool) -> Item:
+        name = source_name(source)
+        try:
+            image = self.read(source)
+            prepared = prepare(image, self.manifest)
+        except SegshipError as error:
+            return Item(number=number, name=name, error=error)
+        except MemoryError:
+            too_large = InputError(f"{name} does not fit into this machine's memory; cut it into tiles")
+            return Item(number=number, name=name, error=too_large)
+        kept = image if keep_image else None
+        return Item(number=number, name=name, frame=prepared.frame, x=prepared.x, image=kept)
+
+    def _infer_items(self, group: list[Item], batch: int, keep_inputs: bool) -> list[Item]:
+        if group[0].shape is None:
+            return group
+        try:
+            outputs = self.members(np.stack([item.x for item in group if item.x is not None]), batch)
+        except SegshipError as error:
+            return [replace(item, x=None, error=error) for item in group]
+        return [
+            replace(item, x=item.x if keep_inputs else None, outputs=tuple(array[i] for array in outputs))
+            for i, item in enumerate(group)
+        ]
+
+    def _decode(self, outputs: tuple[np.ndarray, ...], frame: Frame, grid: Grid, image: Image | None) -> Prediction:
+        activated = self.members.averages_probabilities
+        return decode(outputs, frame, self.manifest, grid=grid, activated=activated, image=image)
+
+
+def source_name(source: Source) -> str:
+    """A source's name in messages and results: the path as given, else its kind."""
+    if isinstance(source, Image):
+        return source.name
+    if isinstance(source, (str, Path)):
+        return str(source)
+    return type(source).__name__
+
+
+def load(package: Package | Path | str, **options: Any) -> Predictor:
+    """Open a package for prediction; ``options`` are those of `Predictor.open` (precision, engine, threads …)."""
+    return Predictor.open(package, **options)

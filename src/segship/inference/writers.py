@@ -1,0 +1,103 @@
+"""Results as files. Each is encoded in memory, written beside its final name and renamed: there whole or not at all.
+
+A place that cannot be written (read-only, full, a folder in the way) is an OutputError that says what to do.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from segship.errors import OutputError
+from segship.package import replacing
+
+Color = tuple[int, int, int]
+
+
+def write_bytes(path: Path, data: bytes) -> Path:
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
+    return path
+
+
+def _encode(suffix: str, array: np.ndarray, parameters: Sequence[int]) -> bytes:
+    done, data = cv2.imencode(suffix, array, parameters)
+    if not done:
+        raise OutputError(f"OpenCV cannot write an array of shape {array.shape} and type {array.dtype} as {suffix}")
+    return data.tobytes()
+
+
+_PICTURE = (cv2.IMWRITE_PNG_COMPRESSION, 1)
+# Flat areas compress best without PNG's row filters, and without trying all of them writing is four times faster.
+_FLAT = (
+    (*_PICTURE, cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_NONE) if hasattr(cv2, "IMWRITE_PNG_FILTER") else _PICTURE
+)
+
+
+def write_png(path: Path, array: np.ndarray) -> Path:
+    """Lossless PNG of a continuous uint8 picture: grey (H, W) or RGB (H, W, 3)."""
+    if array.ndim == 3:
+        array = np.ascontiguousarray(array[..., ::-1])
+    return write_bytes(path, _encode(".png", array, _PICTURE))
+
+
+def write_label_png(path: Path, labels: np.ndarray) -> Path:
+    """uint8 or uint16 ids (H, W) as they are."""
+    return write_bytes(path, _encode(".png", labels, _FLAT))
+
+
+def write_mask_png(path: Path, mask: np.ndarray) -> Path:
+    """A bool mask (H, W) as 0/255."""
+    return write_label_png(path, mask.astype(np.uint8) * np.uint8(255))
+
+
+def write_palette_png(path: Path, labels: np.ndarray, colors: Mapping[int, Color]) -> Path:
+    """uint8 labels (H, W) as an indexed PNG: the pixel values are the ids, shown in their colours."""
+    from PIL import Image
+
+    if labels.dtype != np.uint8:
+        raise OutputError("a palette PNG holds ids up to 255; write without palette (16-bit) instead")
+    palette = np.zeros((256, 3), np.uint8)
+    for index, color in colors.items():
+        palette[index] = color
+    picture = Image.fromarray(labels)
+    picture.putpalette(palette.tobytes())
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return write_bytes(path, buffer.getvalue())
+
+
+def write_probability_png(path: Path, probability: np.ndarray) -> Path:
+    """A probability map (H, W) in 8 bits, rounded: for looking at; npz keeps the values."""
+    return write_png(path, np.rint(probability * 255).astype(np.uint8))
+
+
+def write_jpeg(path: Path, array: np.ndarray) -> Path:
+    """Lossy grey JPEG with OpenCV's default quality, only for files that another program's users expect."""
+    return write_bytes(path, _encode(".jpg", array, ()))
+
+
+def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> Path:
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, allow_pickle=False, **arrays)
+    return write_bytes(path, buffer.getvalue())
+
+
+def write_raw(path: Path, array: np.ndarray) -> Path:
+    """Little-endian float32 without a header, in C order."""
+    return write_bytes(path, np.ascontiguousarray(array, dtype="<f4").tobytes())
+
+
+def draw_overlay(rgb: np.ndarray, masks: np.ndarray, colors: Sequence[Color], tint: float = 0.35) -> np.ndarray:
+    """The picture (uint8 H, W, 3 RGB) with each mask of (K, H, W) tinted in its colour and outlined; a new array."""
+    out = rgb.copy()
+    thickness = max(1, round(min(rgb.shape[:2]) / 400))
+    for mask, color in zip(masks, colors, strict=True):
+        out[mask] = (out[mask] * (1 - tint) + np.array(color) * tint).astype(np.uint8)
+        outline, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+        cv2.drawContours(out, outline, -1, color, thickness)
+    return out

@@ -1,0 +1,299 @@
+"""`segship benchmark`: how fast a package is here, its variants and other engines side by side in one run.
+
+Two rates are measured, never mixed: the bare network on prepared arrays, and files → mask files, which is what a
+user waits for (reading, preprocessing, inference, decoding, writing PNG). Before any time is taken, every setting's
+answer to the same real inputs is compared with the first fp32 setting's; a fast wrong answer shows.
+"""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from segship.engines import DEFAULT_ENGINE, get_engine
+from segship.errors import EngineError, PackageError, UsageError
+from segship.inference.batch import predict_files
+from segship.inference.images import find_inputs
+from segship.inference.outputs import PredictOptions
+from segship.inference.precision import canonical_precision
+from segship.inference.predictor import Predictor
+from segship.manifest import Executed, Manifest
+from segship.measure.environment import environment, executed_by, load_average
+from segship.measure.rows import BenchmarkResult, Row, Setting
+from segship.measure.timing import Call, Plan, Timing, measure
+from segship.package import Package, open_package
+
+Progress = Callable[[int, int, str], None]
+COMPARED = 8
+"""real inputs whose answers are compared before times are taken"""
+FILES = 64
+"""files of one files → masks turn, at most"""
+
+
+def benchmark(
+    package: Package | Path | str,
+    inputs: Sequence[Path | str] | Path | str | None = None,
+    *,
+    precision: str | Sequence[str] | None = None,
+    batch: Sequence[int] = (1, 4, 8),
+    threads: Sequence[int | None] = (None,),
+    streams: Sequence[int] = (1,),
+    device: Sequence[str] = ("cpu",),
+    engine: str | None = None,
+    against: Sequence[str] = (),
+    iterations: int = 10,
+    duration_s: float | None = None,
+    warmup: int = 2,
+    repeat: int = 3,
+    files: bool = True,
+    cache_dir: Path | str | None = None,
+    progress: Progress | None = None,
+) -> BenchmarkResult:
+    """Time every combination of precision × device × threads × streams on ``engine``, then each engine of ``against``.
+
+    ``precision`` None takes all of the package's variants. ``inputs`` are image files or folders; None takes the
+    package's golden sample. ``iterations`` calls (or ``duration_s`` seconds) a turn, ``repeat`` turns each. An engine
+    of ``against`` skips precisions that it does not run, and says so. Raises UsageError, PackageError, EngineError.
+    """
+    if min(*batch, *streams) < 1:
+        raise UsageError("batch and streams must be positive")
+    plan = Plan(warmup=warmup, iterations=iterations, duration_s=duration_s, repeat=repeat)
+    opened = package if isinstance(package, Package) else open_package(package)
+    notes: list[str] = []
+    settings = _settings(opened.manifest, precision, engine or DEFAULT_ENGINE, against, device, threads, streams, notes)
+    before = load_average()
+    cores = environment()["cores"]
+    if before is not None and before > 0.5 * cores:
+        notes.append(f"the machine was busy before the start (load {before} on {cores} cores): times are not at rest")
+    network: dict[Setting, dict[int, Timing]] = {setting: {} for setting in settings}
+    whole: dict[Setting, dict[int, Timing]] = {setting: {} for setting in settings}
+    answers: dict[Setting, _Answer] = {}
+    sizes = list(dict.fromkeys(batch))
+    with tempfile.TemporaryDirectory(prefix="segship-benchmark-") as folder:
+        scratch = Path(folder)
+        paths, about = _inputs(opened, inputs, scratch / "inputs", max(sizes))
+        for number, size in enumerate(sizes):
+            tell = _part(progress, number, len(sizes), f"batch {size}")
+            with ExitStack() as stack:
+                predictors = _open(stack, opened, settings, size, cache_dir, notes)
+                answers = answers or _compare(predictors, paths)
+                for setting, timing in measure(_network_calls(predictors, size, paths), plan, tell).items():
+                    network[setting][size] = timing
+                if files:
+                    calls = _file_calls(predictors, size, paths, scratch)
+                    once = Plan(warmup=min(warmup, 1), iterations=1, repeat=repeat)
+                    for setting, timing in measure(calls, once, tell).items():
+                        whole[setting][size] = timing
+    rows = [_row(opened, setting, answer, network[setting], whole[setting]) for setting, answer in answers.items()]
+    return BenchmarkResult(
+        rows=tuple(rows),
+        environment=environment(),
+        options={"batch": sizes, **asdict(plan), "interleaved": True},
+        inputs=about,
+        notes=tuple(dict.fromkeys(notes)),
+    )
+
+
+# ----------------------------------------------------------------------------------------------- settings
+
+
+def _settings(
+    manifest: Manifest,
+    precision: str | Sequence[str] | None,
+    engine: str,
+    against: Sequence[str],
+    devices: Sequence[str],
+    threads: Sequence[int | None],
+    streams: Sequence[int],
+    notes: list[str],
+) -> list[Setting]:
+    """All combinations on ``engine``; of each other engine those that it runs."""
+    named = [precision] if isinstance(precision, str) else precision
+    wanted = [canonical_precision(p) for p in named or [v.precision for v in manifest.variants]]
+    settings = []
+    for name in dict.fromkeys([engine, *against]):
+        offered = get_engine(name).PRECISIONS
+        for kind, device, count, parallel in itertools.product(dict.fromkeys(wanted), devices, threads, streams):
+            if name != engine and kind not in offered:
+                notes.append(f"{name} does not run {kind}: left out")
+                continue
+            settings.append(Setting(engine=name, precision=kind, device=device, threads=count, streams=parallel))
+    return list(dict.fromkeys(settings))
+
+
+def _open(
+    stack: ExitStack,
+    package: Package,
+    settings: Sequence[Setting],
+    batch: int,
+    cache_dir: Path | str | None,
+    notes: list[str],
+) -> dict[Setting, Predictor]:
+    """A predictor for each setting. Those of the first setting's engine must open; another's failure is a note."""
+    opened = {}
+    for setting in settings:
+        try:
+            predictor = Predictor.open(
+                package,
+                precision=setting.precision,
+                engine=setting.engine,
+                device=setting.device,
+                threads=setting.threads,
+                streams=setting.streams,
+                batch=batch,
+                cache_dir=cache_dir,
+            )
+        except (EngineError, PackageError) as error:
+            if setting.engine == settings[0].engine:
+                raise
+            notes.append(f"{setting.label} is left out: {error}")
+            continue
+        opened[setting] = stack.enter_context(predictor)
+        compiled = predictor.members.fixed_batch(batch)
+        if compiled not in (None, batch):
+            notes.append(f"{setting.label}: batch {batch} runs in a graph compiled for batch {compiled}, filled up")
+    return opened
+
+
+def _inputs(
+    package: Package, inputs: Sequence[Path | str] | Path | str | None, scratch: Path, batch: int
+) -> tuple[list[Path], str]:
+    """At least 4 batches of files, at most FILES or 4 batches; fewer files are taken several times over."""
+    if inputs is None:
+        golden = package.golden()
+        if golden is None:
+            raise UsageError("the package has no golden sample; name image files or a folder to run")
+        scratch.mkdir()
+        source = scratch / f"golden{Path(golden.input_name).suffix.lower() or '.png'}"
+        source.write_bytes(golden.input_bytes)
+        found, about = [source], "the package's golden sample, repeated"
+    else:
+        found = find_inputs([inputs] if isinstance(inputs, str | Path) else inputs)
+        about = f"{len(found)} files"
+    wanted = max(4 * batch, min(len(found), FILES))
+    if len(found) > wanted:
+        return found[:wanted], f"{wanted} of {about}"
+    return list(itertools.islice(itertools.cycle(found), wanted)), about
+
+
+# ------------------------------------------------------------------------------------------- comparing, timing
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Answer:
+    """How a setting's answer to the compared inputs differs from the first fp32 setting's, and what ran."""
+
+    executed: Executed
+    max_abs: float
+    label_agreement: float
+
+
+def _compare(predictors: dict[Setting, Predictor], paths: Sequence[Path]) -> dict[Setting, _Answer]:
+    sample = list(dict.fromkeys(paths))[:COMPARED]
+    reference = next((s for s in predictors if s.precision == "fp32"), next(iter(predictors)))
+    expected = [predictors[reference](path) for path in sample]
+    answers = {}
+    for setting, predictor in predictors.items():
+        found = [predictor(path) for path in sample]
+        differences = [np.abs(a.outputs[0] - b.outputs[0]).max() for a, b in zip(expected, found, strict=True)]
+        equal = [
+            a.on_grid("network").decoded == b.on_grid("network").decoded for a, b in zip(expected, found, strict=True)
+        ]
+        answers[setting] = _Answer(
+            executed=executed_by(predictor, sample[0]),
+            max_abs=float(max(differences)),
+            label_agreement=float(np.mean([same.mean() for same in equal])),
+        )
+    return answers
+
+
+def _network_calls(predictors: dict[Setting, Predictor], batch: int, paths: Sequence[Path]) -> dict[Setting, Call]:
+    first = next(iter(predictors.values()))
+    shapes: dict[tuple[int, ...], list[np.ndarray]] = {}
+    for path in paths:
+        x = first.prepare(path).x
+        shapes.setdefault(x.shape, []).append(x)
+    # networks of free input size: the most common prepared size stands for all
+    same = max(shapes.values(), key=len)
+    x = np.stack(list(itertools.islice(itertools.cycle(same), batch)))
+    return {
+        setting: Call(run=lambda p=predictor: p.network(x), items=batch, streams=setting.streams)  # type: ignore[misc]
+        for setting, predictor in predictors.items()
+    }
+
+
+def _file_calls(
+    predictors: dict[Setting, Predictor], batch: int, paths: Sequence[Path], scratch: Path
+) -> dict[Setting, Call]:
+    options = PredictOptions(batch=batch, resume=False)
+    unlike = _unlike(paths, scratch)
+
+    def run(predictor: Predictor) -> None:
+        with tempfile.TemporaryDirectory(dir=scratch) as output:
+            summary = predict_files(predictor, unlike, Path(output), options)
+        if summary.failed:
+            name, message = summary.failed[0]
+            raise UsageError(f"{len(summary.failed)} inputs cannot be predicted ({name}: {message}); leave them out")
+
+    return {
+        setting: Call(run=lambda p=predictor: run(p), items=len(unlike))  # type: ignore[misc]
+        for setting, predictor in predictors.items()
+    }
+
+
+def _unlike(paths: Sequence[Path], scratch: Path) -> list[Path]:
+    """The paths; a repeated one as a link of another name, so that each has a result of its own."""
+    folder = scratch / "repeated"
+    folder.mkdir(exist_ok=True)
+    seen: set[Path] = set()
+    unlike = []
+    for number, path in enumerate(paths):
+        if path in seen:
+            link = folder / f"{path.stem}-{number}{path.suffix}"
+            if not link.exists():
+                _link(path, link)
+            path = link
+        seen.add(path)
+        unlike.append(path)
+    return unlike
+
+
+def _link(path: Path, link: Path) -> None:
+    try:
+        link.symlink_to(path.resolve())
+    except OSError:  # systems or users without the right to make links
+        shutil.copyfile(path, link)
+
+
+def _row(
+    package: Package, setting: Setting, answer: _Answer, network: dict[int, Timing], files: dict[int, Timing]
+) -> Row:
+    name, variant = package.manifest.metric.name, package.manifest.variant(setting.precision)
+    # accuracy measured on another engine is another number: it is not shown for this one
+    found = variant.drop if variant is not None and variant.drop and variant.drop.engine == setting.engine else None
+    same = {"metric": name, "precision": setting.precision, "engine": setting.engine}
+    records = [r for r in package.provenance().get("accuracy", []) if {key: r.get(key) for key in same} == same]
+    return Row(
+        setting=setting,
+        executed=answer.executed,
+        metric=name,
+        value=found.value if found else float(records[-1]["value"]) if records else None,
+        drop=found.drop if found else None,
+        max_abs=answer.max_abs,
+        label_agreement=answer.label_agreement,
+        network=network,
+        files=files,
+    )
+
+
+def _part(progress: Progress | None, number: int, parts: int, name: str) -> Progress | None:
+    if progress is None:
+        return None
+    return lambda done, total, text: progress(number * total + done, parts * total, f"{name}, {text}")

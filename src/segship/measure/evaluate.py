@@ -1,0 +1,345 @@
+"""`segship evaluate`: a package's own metric on a data set, for one precision or several side by side.
+
+What is left in the output folder:
+
+    summary.json                 every number, each with data set, hashes, cases, engine and what executed
+    <precision>/cases.csv        one line a case
+    pictures/*.png               panels of examples, worst cases and worst disagreements
+    pictures.json                which panel is what
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segship.datasets import Case, Dataset, open_dataset
+from segship.errors import OutputError, UsageError
+from segship.inference.prediction import Prediction
+from segship.inference.predictor import Predictor
+from segship.inference.writers import write_bytes
+from segship.manifest import Drop, Executed, Manifest
+from segship.measure.environment import environment, executed_by
+from segship.measure.gallery import choose_pictures, write_pictures
+from segship.metrics import get_scorer
+from segship.metrics.evaluation import Evaluation, drop_against, evaluate_cases
+from segship.metrics.nuclei import CaseScore
+from segship.package import Package, dump_json, open_package, update_package
+
+Progress = Callable[[int, int, str], None]
+
+MASK_MEMORY_BYTES = 256 << 20
+"""fp32 masks kept (one bit a pixel, network grid) to compare other precisions with; beyond it cases are not compared"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VariantScore:
+    """One precision's result."""
+
+    evaluation: Evaluation
+    device: str
+    executed: Executed | None
+    drop: Drop | None
+    """against fp32 of the same call; None for fp32 itself or where it was not evaluated"""
+    agreement: dict[str, float] = field(default_factory=dict)
+    """case -> share of network-grid pixels with fp32's label"""
+
+    @property
+    def precision(self) -> str:
+        return self.evaluation.precision
+
+    def as_dict(self) -> dict[str, Any]:
+        found = self.evaluation
+        return {
+            "precision": found.precision,
+            "engine": found.engine,
+            "device": self.device,
+            "executed": self.executed.model_dump(mode="json") if self.executed else None,
+            "value": found.value,
+            "metrics": found.metrics,
+            "drop": self.drop.drop if self.drop else 0.0 if found.precision == "fp32" else None,
+            "drop_detail": self.drop.model_dump(mode="json") if self.drop else None,
+            "label_agreement": float(np.mean(list(self.agreement.values()))) if self.agreement else None,
+            "cases": len(found.scores),
+            "failed": [{"case": case, "error": message} for case, message in found.failures],
+            "seconds": round(found.seconds, 3),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateResult:
+    package: Package
+    """the package as it is now, with the accuracy recorded where that was asked for"""
+    dataset: Dataset
+    variants: tuple[VariantScore, ...]
+    notes: tuple[str, ...] = ()
+    output: Path | None = None
+
+    @property
+    def failed(self) -> bool:
+        """Some inputs could not be predicted (exit code 1)."""
+        return any(variant.evaluation.failures for variant in self.variants)
+
+    def variant(self, precision: str) -> VariantScore | None:
+        return next((v for v in self.variants if v.precision == precision), None)
+
+    def as_dict(self) -> dict[str, Any]:
+        """As `evaluate --json` prints it; ``metrics`` and ``cases`` are those of the first precision."""
+        first = self.variants[0].evaluation
+        return {
+            "metric": {"name": first.metric, "higher_is_better": first.higher_is_better},
+            "metrics": first.metrics,
+            "cases": len(first.scores),
+            "dataset": self.dataset.name,
+            "dataset_sha256": first.dataset_sha256,
+            "layout": self.dataset.layout,
+            "split": self.dataset.split,
+            "split_sha256": self.dataset.split_sha256,
+            "variants": [variant.as_dict() for variant in self.variants],
+            "notes": list(self.notes),
+        }
+
+    def as_text(self) -> str:
+        """The world's own table, then one line a precision when there are several."""
+        first = self.variants[0].evaluation
+        scorer = get_scorer(self.package.manifest.metric.scorer)
+        split = f", split {self.dataset.split} (ids {self.dataset.split_sha256[:12]}…)" if self.dataset.split else ""
+        head = f"{self.dataset.name}{split}: {len(first.scores)} cases, content {first.dataset_sha256[:12]}…"
+        lines = [head, "", f"{first.precision} on {first.engine}", scorer.table(first.metrics)]
+        for other in self.variants[1:]:
+            lines += ["", f"{other.precision} on {other.evaluation.engine}", scorer.table(other.evaluation.metrics)]
+        lines += (
+            ["", *(_drop_line(v.precision, v.drop) for v in self.variants if v.drop)] if len(self.variants) > 1 else []
+        )
+        lines += [f"failed: {case}: {text}" for v in self.variants for case, text in v.evaluation.failures]
+        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)]).rstrip()
+
+
+def evaluate(
+    package: Package | Path | str,
+    dataset: Dataset | Path | str,
+    *,
+    layout: str | None = None,
+    split: str | Path | None = None,
+    exclude: Sequence[str] = (),
+    precision: str | Sequence[str] = "fp32",
+    engine: str | None = None,
+    device: str = "cpu",
+    threads: int | None = None,
+    streams: int = 1,
+    batch: int = 8,
+    cache_dir: Path | str | None = None,
+    output: Path | str | None = None,
+    record: bool = True,
+    progress: Progress | None = None,
+) -> EvaluateResult:
+    """Score a package on a data set with its own metric.
+
+    ``precision`` may name several variants; where fp32 is among them the others' drop is computed over the same
+    cases. ``record`` writes the numbers into the package's provenance. Raises DatasetError for faulty data or images
+    that a variant was calibrated on; unreadable inputs are failures in the result, which ``failed`` tells.
+    """
+    opened = package if isinstance(package, Package) else open_package(package)
+    data = _open_data(dataset, layout, split, exclude, opened.manifest)
+    wanted = [precision] if isinstance(precision, str) else list(precision)
+    if not wanted:
+        raise UsageError("name at least one precision to evaluate")
+    options: dict[str, Any] = {
+        "engine": engine,
+        "device": device,
+        "threads": threads,
+        "streams": streams,
+        "batch": batch,
+        "cache_dir": cache_dir,
+    }
+    variants: list[VariantScore] = []
+    reference = _Masks()
+    for name in sorted(dict.fromkeys(wanted), key=lambda p: p != "fp32"):  # fp32 first: the others are compared with it
+        with Predictor.open(opened, precision=name, **options) as predictor:
+            if any(v.precision == predictor.precision for v in variants):
+                continue  # `auto` chose one that was named too
+            variants.append(_score(predictor, data, batch, reference, variants, progress))
+    notes = [*data.notes]
+    if record:
+        opened = _record(opened, data, variants, notes)
+    result = EvaluateResult(
+        package=opened,
+        dataset=data,
+        variants=tuple(variants),
+        notes=tuple(notes),
+        output=Path(output) if output else None,
+    )
+    if result.output is not None:
+        _write(result, result.output, options)
+    return result
+
+
+def _open_data(
+    dataset: Dataset | Path | str,
+    layout: str | None,
+    split: str | Path | None,
+    exclude: Sequence[str],
+    manifest: Manifest,
+) -> Dataset:
+    if isinstance(dataset, Dataset):
+        return dataset
+    classes = manifest.network.outputs[0].channels
+    # one class leaves the masks to tell what they are; more are needed to tell label ids from a binary mask
+    return open_dataset(dataset, layout, split, exclude, num_classes=classes if classes > 1 else None)
+
+
+class _Masks:
+    """fp32's masks on the network grid, packed; later precisions are compared with them case by case."""
+
+    def __init__(self) -> None:
+        self.packed: dict[str, NDArray[np.uint8]] = {}
+        self.held = 0
+
+    def keep(self, case: Case, prediction: Prediction, score: CaseScore) -> None:
+        packed = np.packbits(prediction.on_grid("network").masks)
+        if self.held + packed.nbytes <= MASK_MEMORY_BYTES:
+            self.packed[case.id] = packed
+            self.held += packed.nbytes
+
+    def agreement(self, case: Case, prediction: Prediction) -> float | None:
+        before = self.packed.get(case.id)
+        if before is None:
+            return None
+        masks = prediction.on_grid("network").masks
+        different = np.unpackbits(before ^ np.packbits(masks), count=masks.size)
+        return 1.0 - float(different.mean())
+
+
+def _score(
+    predictor: Predictor,
+    data: Dataset,
+    batch: int,
+    reference: _Masks,
+    before: Sequence[VariantScore],
+    progress: Progress | None,
+) -> VariantScore:
+    agreement: dict[str, float] = {}
+
+    def compare(case: Case, prediction: Prediction, score: CaseScore) -> None:
+        share = reference.agreement(case, prediction)
+        if share is not None:
+            agreement[case.id] = share
+
+    def tell(done: int, total: int, text: str) -> None:
+        if progress is not None:
+            progress(done, total, f"{predictor.precision}: {text}")
+
+    is_reference = predictor.precision == "fp32"
+    found = evaluate_cases(
+        predictor, data, batch=batch, on_case=reference.keep if is_reference else compare, progress=tell
+    )
+    fp32 = next((v.evaluation for v in before if v.precision == "fp32"), None)
+    comparable = fp32 is not None and [s.id for s in fp32.scores] == [s.id for s in found.scores]
+    return VariantScore(
+        evaluation=found,
+        device=predictor.sessions[0].device,
+        executed=_executed(predictor, data, found),
+        drop=drop_against(fp32, found) if fp32 is not None and comparable else None,
+        agreement=agreement,
+    )
+
+
+def _executed(predictor: Predictor, data: Dataset, found: Evaluation) -> Executed:
+    done = {score.id for score in found.scores}
+    case = next(case for case in data.cases if case.id in done)
+    return executed_by(predictor, case.read_image())
+
+
+# ------------------------------------------------------------------------------------------- the package
+
+
+def accuracy_record(data: Dataset, variant: VariantScore) -> dict[str, Any]:
+    """One entry of ``provenance.json``'s ``accuracy``: a number with everything that it depends on."""
+    found = variant.evaluation
+    return {
+        "precision": found.precision,
+        "engine": found.engine,
+        "device": variant.device,
+        "metric": found.metric,
+        "value": found.value,
+        "metrics": found.metrics,
+        "dataset": data.name,
+        "dataset_sha256": found.dataset_sha256,
+        "split": data.split,
+        "split_sha256": data.split_sha256,
+        "cases": len(found.scores),
+        "failed": len(found.failures),
+        "executed": variant.executed.model_dump(mode="json") if variant.executed else None,
+    }
+
+
+_SAME = ("precision", "engine", "device", "metric", "dataset_sha256", "split_sha256")
+
+
+def _record(package: Package, data: Dataset, variants: Sequence[VariantScore], notes: list[str]) -> Package:
+    provenance = package.provenance()
+    new = [accuracy_record(data, variant) for variant in variants]
+    replaced = [{key: record[key] for key in _SAME} for record in new]
+    kept = [r for r in provenance.get("accuracy", []) if {key: r.get(key) for key in _SAME} not in replaced]
+    provenance["accuracy"] = kept + new
+    try:
+        return update_package(package, manifest=_with_measurements(package.manifest, variants), provenance=provenance)
+    except OutputError as error:
+        notes.append(f"the numbers were not recorded in the package: {error}")
+        return package
+
+
+def _with_measurements(manifest: Manifest, variants: Sequence[VariantScore]) -> Manifest:
+    """Drop and execution of each evaluated variant; a drop measured on more cases is not replaced by one on fewer."""
+    measured = {v.precision: v for v in variants}
+    updated = []
+    for variant in manifest.variants:
+        found = measured.get(variant.precision)
+        changes: dict[str, Any] = {}
+        if found is not None and found.drop and (variant.drop is None or found.drop.cases >= variant.drop.cases):
+            changes["drop"] = found.drop
+        if found is not None and found.executed is not None and found.executed not in variant.executed:
+            changes["executed"] = (*variant.executed, found.executed)
+        updated.append(variant.model_copy(update=changes))
+    return manifest.model_copy(update={"variants": tuple(updated)})
+
+
+# --------------------------------------------------------------------------------------------- the output
+
+
+def _write(result: EvaluateResult, output: Path, options: dict[str, Any]) -> None:
+    write_bytes(output / "summary.json", dump_json({**result.as_dict(), "environment": environment()}))
+    for variant in result.variants:
+        write_bytes(output / variant.precision / "cases.csv", _csv(variant).encode())
+    chosen = choose_pictures(
+        {v.precision: v.evaluation for v in result.variants}, {v.precision: v.agreement for v in result.variants}
+    )
+    write_pictures(output, result.package, result.dataset, chosen, options)
+
+
+def _csv(variant: VariantScore) -> str:
+    """id, every per-case metric, and the agreement with fp32 where there is one."""
+    names = list(variant.evaluation.scores[0].values)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["case", *names, "label_agreement_with_fp32"])
+    for score in variant.evaluation.scores:
+        agreed = variant.agreement.get(score.id)
+        row = [f"{score.values[name]:.6f}" for name in names]
+        writer.writerow([score.id, *row, "" if agreed is None else f"{agreed:.6f}"])
+    return text.getvalue()
+
+
+def _drop_line(precision: str, drop: Drop) -> str:
+    low, high = drop.interval95
+    return (
+        f"{precision}: {drop.metric} drop against fp32 {drop.drop:+.4f} (95 % interval {low:+.4f} to {high:+.4f}, paired bootstrap over "
+        f"{drop.cases} cases); worst case {drop.worst_case}: {drop.worst_drop:+.4f}"
+    )

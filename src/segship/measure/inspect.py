@@ -1,0 +1,115 @@
+"""What a package says of itself: for `segship inspect`. Reads the package only; no engine is imported."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from segship.manifest import Variant
+from segship.package import Package
+
+
+def describe(package: Package) -> dict[str, Any]:
+    """Everything worth showing, as plain data: identity, input, chain, variants, accuracy, origin."""
+    manifest = package.manifest
+    provenance = package.provenance()
+    return {
+        "name": manifest.name,
+        "description": manifest.description,
+        "sha256": package.sha256,
+        "family": manifest.family,
+        "architecture": manifest.network.architecture,
+        "parameters": manifest.network.parameters,
+        "options": manifest.options,
+        "input": manifest.input.model_dump(mode="json"),
+        "preprocess": [step.model_dump(mode="json", exclude_none=True) for step in manifest.preprocess],
+        "network_size": manifest.network.size,
+        "size_multiple": manifest.network.size_multiple,
+        "decode": manifest.decode.model_dump(mode="json"),
+        "postprocess": [rule.model_dump(mode="json", exclude_none=True) for rule in manifest.postprocess],
+        "labels": [label.model_dump(mode="json") for label in manifest.labels],
+        "metric": manifest.metric.model_dump(mode="json"),
+        "variants": [_variant(package, variant) for variant in manifest.variants],
+        "accuracy": provenance.get("accuracy", []),
+        "source": provenance.get("source", {}),
+        "warnings": provenance.get("warnings", []),
+        "files": {name: package.size_bytes(name) for name in package.names()},
+    }
+
+
+def _variant(package: Package, variant: Variant) -> dict[str, Any]:
+    data: dict[str, Any] = variant.model_dump(mode="json", exclude_none=True)
+    data["bytes"] = sum(package.size_bytes(name) for name in variant.graphs.values())
+    return data
+
+
+def describe_text(package: Package) -> str:
+    """The same for people: a short page of plain text."""
+    about = describe(package)
+    size = "x".join(map(str, about["network_size"])) if about["network_size"] else "any"
+    channels = " ".join(channel["name"] for channel in about["input"]["channels"])
+    lines = [
+        f"{about['name']}  ({about['architecture']}, {about['parameters']:,} parameters)",
+        f"  package   {package.path}  sha256 {about['sha256'][:16]}…",
+        f"  input     {about['input']['kind']}, channels {channels}, read as {about['input']['reader']}",
+        f"  network   {(about['network_size'] and size) or 'any size'} (multiples of {'x'.join(map(str, about['size_multiple']))})",
+        "  steps     " + " → ".join(_step_text(step) for step in about["preprocess"]),
+        f"  decode    {about['decode']['activation']} → {_decision_text(about['decode'])}",
+        "  labels    " + ", ".join(f"{label['id']} {label['name']}" for label in about["labels"]),
+    ]
+    if about["options"]:
+        lines.append("  options   " + ", ".join(f"{k}={v}" for k, v in sorted(about["options"].items())))
+    if about["source"]:
+        source = about["source"]
+        lines.append(f"  from      {source.get('file', '?')}  sha256 {str(source.get('sha256', '?'))[:16]}…")
+    lines += ["", "  variant  size      executed                         drop"]
+    for variant in about["variants"]:
+        lines.append(
+            f"  {variant['precision']:<8} {_megabytes(variant['bytes']):>8}  {_executed_text(variant):<32} {_drop_text(variant)}"
+        )
+    if about["accuracy"]:
+        lines += ["", "  accuracy, as measured"]
+        lines += [f"  {_accuracy_text(record)}" for record in about["accuracy"]]
+    for warning in about["warnings"]:
+        lines.append(f"  warning: {warning}")
+    return "\n".join(lines)
+
+
+def _step_text(step: dict[str, Any]) -> str:
+    if step["step"] == "resize":
+        return f"resize {step['height']}x{step['width']} ({step['method']})"
+    if step["step"] == "divide":
+        return f"divide {step['by']:g}"
+    return str(step["step"])
+
+
+def _decision_text(decode: dict[str, Any]) -> str:
+    decision = decode["decision"]
+    text = f"> {decision['threshold']}" if decision["rule"] == "threshold" else decision["rule"]
+    return f"{text}; {decode['restore_what']} back to the input's grid with {decode['restore_method']}"
+
+
+def _executed_text(variant: dict[str, Any]) -> str:
+    shares = []
+    for record in variant.get("executed", [])[:1]:
+        parts = sorted(record["convolution_share"].items(), key=lambda item: -item[1])
+        shares.append(f"{record['engine']}: " + " ".join(f"{kind} {share:.0%}" for kind, share in parts))
+    return "; ".join(shares) or "not measured"
+
+
+def _drop_text(variant: dict[str, Any]) -> str:
+    drop = variant.get("drop")
+    if not drop:
+        return "" if variant["precision"] == "fp32" else "not measured"
+    low, high = drop["interval95"]
+    return f"{drop['metric']} {drop['value']:.4f}, drop {drop['drop']:+.4f} [{low:+.4f}, {high:+.4f}] over {drop['cases']} cases"
+
+
+def _accuracy_text(record: dict[str, Any]) -> str:
+    return (
+        f"{record.get('precision', '?'):<5} {record.get('metric', '?')} {record.get('value', float('nan')):.4f}"
+        f" on {record.get('dataset', '?')} ({record.get('cases', '?')} cases, {str(record.get('dataset_sha256', ''))[:12]}…)"
+    )
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 1e6:.1f} MB"

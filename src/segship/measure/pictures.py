@@ -1,0 +1,80 @@
+"""Panels that show what a number means: the input, the prediction, the truth, and where they differ."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from segship.inference.writers import Color, draw_overlay, write_png
+from segship.manifest import Label
+
+Bytes = NDArray[np.uint8]
+Bool = NDArray[np.bool_]
+
+MAX_SIDE = 480
+"""pixels of a panel's longer side; larger images are reduced, smaller ones kept"""
+
+# Okabe and Ito's colours, told apart with any colour vision
+BOTH: Color = (233, 233, 228)
+ONLY_FIRST: Color = (0, 114, 178)
+ONLY_SECOND: Color = (230, 159, 0)
+
+
+def overlay_panel(rgb: Bytes, masks: Bool, labels: Sequence[Label]) -> Bytes:
+    """The picture (H, W, 3) reduced to MAX_SIDE with each of (K, H, W) tinted and outlined in its label's colour."""
+    small, reduced = _reduce(rgb), _reduce_masks(masks)
+    keep = [k for k, label in enumerate(labels) if label.id != 0]
+    return np.asarray(draw_overlay(small, reduced[keep], [labels[k].color for k in keep]), np.uint8)
+
+
+def input_panel(rgb: Bytes) -> Bytes:
+    return _reduce(rgb)
+
+
+def difference_panel(rgb: Bytes, first: Bool, second: Bool) -> Bytes:
+    """The picture dimmed to grey; pixels in any class of both masks light, only in the first blue, only in the second
+    orange (each (K, H, W), e.g. ground truth and prediction)."""
+    small = _reduce(rgb)
+    a, b = _reduce_masks(first), _reduce_masks(second)
+    grey = (small.mean(axis=2, keepdims=True) * 0.35 + 20).astype(np.uint8).repeat(3, axis=2)
+    only_first, only_second = (a & ~b).any(axis=0), (b & ~a).any(axis=0)
+    grey[(a & b).any(axis=0)] = np.array(BOTH, np.uint8) // 2 + grey[(a & b).any(axis=0)] // 2
+    grey[only_first] = ONLY_FIRST
+    grey[only_second] = ONLY_SECOND
+    return grey
+
+
+def write_panels(folder: Path, stem: str, panels: dict[str, Bytes]) -> dict[str, str]:
+    """Write each panel as ``<stem>-<name>.png``; returns name -> file name."""
+    written = {}
+    for name, pixels in panels.items():
+        path = folder / f"{stem}-{name}.png"
+        write_png(path, pixels)
+        written[name] = path.name
+    return written
+
+
+def _scale(height: int, width: int) -> tuple[int, int]:
+    factor = min(1.0, MAX_SIDE / max(height, width))
+    return max(1, round(height * factor)), max(1, round(width * factor))
+
+
+def _reduce(rgb: Bytes) -> Bytes:
+    height, width = _scale(*rgb.shape[:2])
+    if (height, width) == rgb.shape[:2]:
+        return rgb.copy()
+    return np.asarray(cv2.resize(rgb, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
+
+
+def _reduce_masks(masks: Bool) -> Bool:
+    height, width = _scale(*masks.shape[1:])
+    if (height, width) == masks.shape[1:]:
+        return masks
+    planes = [
+        cv2.resize(plane.astype(np.uint8) * 255, (width, height), interpolation=cv2.INTER_AREA) for plane in masks
+    ]
+    return np.stack(planes) > 127

@@ -1,0 +1,127 @@
+"""What `segship benchmark` found, as data, JSON and text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from segship.manifest import Executed
+from segship.measure.tables import columns
+from segship.measure.timing import Timing
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """One way of running the package."""
+
+    engine: str
+    precision: str
+    device: str = "cpu"
+    threads: int | None = None
+    streams: int = 1
+
+    @property
+    def label(self) -> str:
+        parts = [self.engine, self.precision]
+        parts += [self.device] if self.device != "cpu" else []
+        parts += [f"{self.threads}t"] if self.threads is not None else []
+        parts += [f"{self.streams}s"] if self.streams > 1 else []
+        return " ".join(parts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """What was measured of one setting; times by batch size."""
+
+    setting: Setting
+    executed: Executed
+    metric: str
+    value: float | None
+    """recorded in the package, with what it lost against fp32; None where it was never measured"""
+    drop: float | None
+    max_abs: float
+    label_agreement: float
+    network: dict[int, Timing]
+    files: dict[int, Timing]
+
+    def as_dict(self) -> dict[str, Any]:
+        setting = self.setting
+        return {
+            "precision": setting.precision,
+            "engine": setting.engine,
+            "device": setting.device,
+            "threads": setting.threads,
+            "streams": setting.streams,
+            "executed": self.executed.model_dump(mode="json"),
+            "metric": self.metric,
+            "value": self.value,
+            "drop": self.drop,
+            "max_abs": self.max_abs,
+            "label_agreement": self.label_agreement,
+            "latency_ms": {str(b): round(t.percentiles_ms()["p50"], 4) for b, t in self.network.items()},
+            "latency_percentiles_ms": {
+                str(b): {k: round(v, 4) for k, v in t.percentiles_ms().items()} for b, t in self.network.items()
+            },
+            "images_per_second": {str(b): round(t.rate, 3) for b, t in self.network.items()},
+            "files_per_second": {str(b): round(t.rate, 3) for b, t in self.files.items()},
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkResult:
+    rows: tuple[Row, ...]
+    environment: dict[str, Any]
+    options: dict[str, Any]
+    inputs: str
+    """what was run: a folder's files, or the package's golden sample"""
+    notes: tuple[str, ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """As `benchmark --json` prints it."""
+        return {
+            "variants": [row.as_dict() for row in self.rows],
+            "environment": self.environment,
+            "options": self.options,
+            "inputs": self.inputs,
+            "notes": list(self.notes),
+        }
+
+    def as_text(self) -> str:
+        """Agreement first, then one line a setting and batch size."""
+        agree = columns(
+            ["setting", "executed", "max |Δ|", "labels equal"],
+            [
+                [r.setting.label, executed_text(r.executed), f"{r.max_abs:.2e}", f"{r.label_agreement:.5f}"]
+                for r in self.rows
+            ],
+        )
+        times = [line for row in self.rows for line in _time_lines(row)]
+        header = ["setting", "batch", "p50 ms", "p90 ms", "p99 ms", "network img/s", "files→masks img/s"]
+        about = self.environment
+        machine = f"{about['processor']}, {about['cores']} cores, load {about['load_average']}; {self.inputs}"
+        return "\n".join([agree, "", columns(header, times), "", machine, *(f"note: {note}" for note in self.notes)])
+
+
+def executed_text(executed: Executed | None) -> str:
+    """'i8 97 % f32 3 %' of convolution time."""
+    if executed is None:
+        return "not measured"
+    parts = sorted(executed.convolution_share.items(), key=lambda item: -item[1])
+    return " ".join(f"{kind} {share:.0%}" for kind, share in parts)
+
+
+def _time_lines(row: Row) -> list[list[str]]:
+    lines = []
+    for batch, timing in row.network.items():
+        at = timing.percentiles_ms()
+        whole = f"{row.files[batch].rate:.1f}" if batch in row.files else "-"
+        lines.append(
+            [
+                row.setting.label,
+                str(batch),
+                *(f"{at[p]:.2f}" for p in ("p50", "p90", "p99")),
+                f"{timing.rate:.1f}",
+                whole,
+            ]
+        )
+    return lines

@@ -1,0 +1,28 @@
+"""Plain aligned tables for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def columns(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Aligned columns with a rule below the header; columns of numbers stand to the right."""
+    lines = [list(header), *(list(row) for row in rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+    right = [bool(rows) and all(_is_number(row[i]) for row in rows) for i in range(len(header))]
+
+    def text(line: Sequence[str]) -> str:
+        cells = [c.rjust(w) if r else c.ljust(w) for c, w, r in zip(line, widths, right, strict=True)]
+        return "  ".join(cells).rstrip()
+
+    return "\n".join([text(lines[0]), text(["-" * w for w in widths]), *(text(line) for line in lines[1:])])
+
+
+def _is_number(cell: str) -> bool:
+    if cell in ("-", ""):
+        return True
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
