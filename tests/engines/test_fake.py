@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from contract import EngineContract
+from engine_contract import EngineContract
+from engine_graphs import PRECISIONS, Graphs, images
 
-from conftest import PRECISIONS, Graphs, images
 from segship.engines import SessionOptions, fake, open_session
 from segship.errors import EngineError, UsageError
 

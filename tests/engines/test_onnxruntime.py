@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from contract import EngineContract
+from engine_contract import EngineContract
+from engine_graphs import Graphs, images
 
-from conftest import Graphs, images
 from segship.engines import SessionOptions, open_session
 from segship.engines import onnxruntime as engine
 from segship.errors import DeviceMissing, PrecisionMissing

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from contract import EngineContract, spread
+from engine_contract import EngineContract, spread
+from engine_graphs import Graphs, images
 
-from conftest import Graphs, images
 from segship.engines import SessionOptions, get_engine, open_session
 from segship.engines import openvino as engine
 from segship.engines.processor import Processor, processor

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from contract import EngineContract
+from engine_contract import EngineContract
+from engine_graphs import Graphs, export, images
 
-from conftest import Graphs, export, images
 from segship.engines import SessionOptions, open_session
 from segship.engines import pytorch as engine
 from segship.engines.processor import processor

@@ -34,7 +34,7 @@ class QuantizeOptions:
     algorithm: Algorithm = "min-max"
     bias_correction: BiasCorrection = "fast"
     input_range: tuple[float, float] | None = None
-    """range of the quantiser on the network's input, in the units of the network's input; None: from the data"""
+    """range of the quantiser on the network's input, in the units of the network's input; None: all of the data's"""
     keep_in_float: tuple[str, ...] = ()
 
     @property
@@ -76,8 +76,10 @@ def quantize(model: onnx.ModelProto, inputs: np.ndarray, options: QuantizeOption
             advanced_parameters=_advanced(nncf, options),
         )
     _clean(quantized)
-    if options.input_range is not None and onnx_graph.input_range(quantized) is not None:
-        quantized = onnx_graph.set_input_range(quantized, *options.input_range)
+    if onnx_graph.input_range(quantized) is not None:
+        # NNCF averages the extremes of single pictures, which cuts off the brightest ones; the input's range is known.
+        low, high = options.input_range or (float(inputs.min()), float(inputs.max()))
+        quantized = onnx_graph.set_input_range(quantized, low, high)
     return quantized
 
 

@@ -184,18 +184,19 @@ def _pad_values(axes: Any, values: Sequence[float]) -> None:
 
 
 def _label_points(axes: Any, points: Sequence[Point]) -> None:
-    """Names beside the points: to the right, in the right third to the left; pushed apart where they would touch."""
-    figure_height = axes.figure.get_size_inches()[1] * 72 * 0.75
-    bottom, top = axes.get_ylim()
-    per_point = (top - bottom) / figure_height  # value units per typographic point
-    right_edge = axes.get_xlim()[1]
-    for side in ("left", "right"):
-        chosen = [p for p in points if (p.speed > right_edge * 0.6) == (side == "left")]
-        level = -np.inf
-        for point in sorted(chosen, key=lambda p: p.value):
-            level = max(point.value, level + 12 * per_point)
-            shift = (level - point.value) / per_point
-            axes.annotate(
-                point.name, (point.speed, point.value), (-9 if side == "left" else 9, shift), textcoords="offset points",
-                ha="right" if side == "left" else "left", va="center", color=INK,
-            )  # fmt: skip
+    """Names above and to the right of the points, clear of the falling front; pushed up where two would touch."""
+    height = axes.figure.get_size_inches()[1] * 72 * 0.75
+    low, high = axes.get_ylim()
+    per_point = (high - low) / height  # value units per typographic point
+    near = (axes.get_xlim()[1] - axes.get_xlim()[0]) * 0.16
+    placed: list[tuple[float, float]] = []
+    for point in sorted(points, key=lambda p: p.value):
+        level = point.value + 8 * per_point
+        for speed, other in placed:
+            if abs(speed - point.speed) < near and level < other + 12 * per_point:
+                level = other + 12 * per_point
+        placed.append((point.speed, level))
+        shift = (level - point.value) / per_point
+        axes.annotate(
+            point.name, (point.speed, point.value), (7, shift), textcoords="offset points", va="center", color=INK
+        )

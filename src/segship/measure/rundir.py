@@ -29,42 +29,40 @@ EVALUATION = "evaluation"
 BENCHMARK = "benchmark.json"
 PREDICTIONS = "predictions"
 
+Data = Mapping[str, Any]
 _SPEED = ("latency_ms", "latency_percentiles_ms", "images_per_second", "files_per_second", "threads", "streams")
 
 
 def run_summary(
     package: Package,
     *,
-    evaluation: EvaluateResult | None = None,
-    benchmark: BenchmarkResult | None = None,
-    parity: Sequence[Mapping[str, Any]] = (),
+    evaluation: EvaluateResult | Data | None = None,
+    benchmark: BenchmarkResult | Data | None = None,
+    parity: Sequence[Data] = (),
     notes: Sequence[str] = (),
 ) -> dict[str, Any]:
     """One row a variant with its accuracy and its speed; what was not measured is null, never a guess.
 
+    ``evaluation`` and ``benchmark`` are results or their ``as_dict()``, as an interrupted run finds them in its folder.
     ``parity`` rows have stage, max_abs, mean_abs, label_agreement (and tolerance, shared_code where known).
     """
     metric = package.manifest.metric
-    scored = {(v.precision, v.evaluation.engine): v.as_dict() for v in evaluation.variants} if evaluation else {}
-    timed: dict[tuple[str, str], dict[str, Any]] = {}
-    for row in benchmark.rows if benchmark else ():
+    scores, times = _plain(evaluation), _plain(benchmark)
+    scored = {(row["precision"], row["engine"]): row for row in scores.get("variants", [])}
+    timed: dict[tuple[str, str], Data] = {}
+    for row in times.get("variants", []):
         # with several thread or stream counts the first stands here; all are in benchmark.json
-        timed.setdefault((row.setting.precision, row.setting.engine), row.as_dict())
-    dataset = None
-    if evaluation is not None:
-        about = evaluation.as_dict()
-        dataset = {key: about[key] for key in ("dataset", "dataset_sha256", "layout", "split", "split_sha256", "cases")}
+        timed.setdefault((row["precision"], row["engine"]), row)
+    about = ("dataset", "dataset_sha256", "layout", "split", "split_sha256", "cases")
     return {
         "metric": {"name": metric.name, "higher_is_better": metric.higher_is_better},
         "parity": [dict(row) for row in parity],
         "variants": [_row(scored.get(key), timed.get(key)) for key in dict.fromkeys([*scored, *timed])],
-        "dataset": dataset,
+        "dataset": {key: scores[key] for key in about} if scores else None,
         "package": {"name": package.manifest.name, "file": package.path.name, "sha256": package.sha256},
-        "benchmark": benchmark.options | {"inputs": benchmark.inputs} if benchmark else None,
-        "environment": benchmark.environment if benchmark else environment(),
-        "notes": list(
-            dict.fromkeys([*notes, *(evaluation.notes if evaluation else ()), *(benchmark.notes if benchmark else ())])
-        ),
+        "benchmark": {**times["options"], "inputs": times["inputs"]} if times else None,
+        "environment": times.get("environment") or scores.get("environment") or environment(),
+        "notes": list(dict.fromkeys([*notes, *scores.get("notes", ()), *times.get("notes", ())])),
     }
 
 
@@ -72,21 +70,27 @@ def write_run_summary(
     run_dir: Path | str,
     package: Package,
     *,
-    evaluation: EvaluateResult | None = None,
-    benchmark: BenchmarkResult | None = None,
-    parity: Sequence[Mapping[str, Any]] = (),
+    evaluation: EvaluateResult | Data | None = None,
+    benchmark: BenchmarkResult | Data | None = None,
+    parity: Sequence[Data] = (),
     notes: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Write ``summary.json`` and ``benchmark.json`` into the run folder; returns the summary."""
     folder = Path(run_dir)
     summary = run_summary(package, evaluation=evaluation, benchmark=benchmark, parity=parity, notes=notes)
     if benchmark is not None:
-        write_bytes(folder / BENCHMARK, dump_json(benchmark.as_dict()))
+        write_bytes(folder / BENCHMARK, dump_json(_plain(benchmark)))
     write_bytes(folder / SUMMARY, dump_json(summary))
     return summary
 
 
-def _row(scored: dict[str, Any] | None, timed: dict[str, Any] | None) -> dict[str, Any]:
+def _plain(result: EvaluateResult | BenchmarkResult | Data | None) -> dict[str, Any]:
+    if result is None:
+        return {}
+    return dict(result) if isinstance(result, Mapping) else result.as_dict()
+
+
+def _row(scored: Data | None, timed: Data | None) -> dict[str, Any]:
     row: dict[str, Any] = {"value": None, "drop": None, "latency_ms": {}, "images_per_second": {}}
     if timed is not None:
         row |= {
@@ -94,5 +98,5 @@ def _row(scored: dict[str, Any] | None, timed: dict[str, Any] | None) -> dict[st
             for key in ("precision", "engine", "device", "executed", "max_abs", "label_agreement", *_SPEED)
         }
     if scored is not None:
-        row |= scored | {"label_agreement": scored["label_agreement"] or row.get("label_agreement")}
+        row |= {**scored, "label_agreement": scored.get("label_agreement") or row.get("label_agreement")}
     return row

@@ -81,19 +81,20 @@ def _about_parity(data: Row) -> list[Piece]:
         if package
         else "The network"
     )
-    rows = {row["stage"]: row for row in data["parity"]}
+    rows = data["parity"]
     if not rows:
         return [("", f"{who}: agreement with its source was not measured in this run.")]
-    agreement = [row["label_agreement"] for row in rows.values() if row.get("label_agreement") is not None]
+    agreement = [row["label_agreement"] for row in rows if row.get("label_agreement") is not None]
+    logits = [row["max_abs"] for row in rows if row["stage"].startswith("network") and row.get("max_abs") is not None]
     pieces: list[Piece] = [("", f"{who} gives the trained network’s answers: ")]
     if agreement:
         least = min(agreement)
         pieces += (
             [("b", "every label is equal")] if least == 1 else [("", "labels agree "), ("b", agreement_text(least))]
         )
-    if "network" in rows and rows["network"].get("max_abs") is not None:
+    if logits:
         pieces += [("", ", largest difference of a logit " if agreement else "largest difference of a logit ")]
-        pieces += [("b", small_text(rows["network"]["max_abs"]))]
+        pieces += [("b", small_text(max(logits)))]
     return [*pieces, ("", ".")]
 
 
@@ -128,7 +129,7 @@ def _about_speed(data: Row) -> list[Piece]:
         ("b", f"{rate_text(fast)} images/s"),
         ("", f" {how} at batch {batch}, "),
         ("b", f"{fast / slow:.1f}×"),
-        ("", f" {reference['precision']}"),
+        ("", f" the rate of {reference['precision']}"),
     ]
     detail = shown.get("drop_detail")
     if detail is None:
@@ -244,7 +245,7 @@ def about_package(package: Package | None) -> dict[str, Any] | None:
         "options": dict(manifest.options),
         "scorer": manifest.metric.scorer,
         "labels": [{"name": label.name, "color": label.color} for label in manifest.labels if label.id != 0],
-        "source": provenance.get("source") or {},
+        "source": _source(provenance.get("source") or {}),
         "calibration": provenance.get("calibration") or {},
         "warnings": list(provenance.get("warnings") or ()),
         "golden_bundled": golden is not None and golden.bundled,
@@ -257,6 +258,13 @@ def about_package(package: Package | None) -> dict[str, Any] | None:
             for variant in manifest.variants
         ],
     }
+
+
+def _source(record: Mapping[str, Any]) -> dict[str, Any]:
+    """File, hash and framework of what was exported."""
+    checkpoint = record.get("checkpoint") or record
+    found = {"file": checkpoint.get("file"), "sha256": checkpoint.get("sha256"), "framework": record.get("framework")}
+    return {key: value for key, value in found.items() if value}
 
 
 # -------------------------------------------------------------------------------------------------- numbers
@@ -294,3 +302,8 @@ def small_text(value: float) -> str:
 
 def share_text(value: float) -> str:
     return f"{value:.0%}" if value >= 0.01 else "<1%"
+
+
+def percent_text(value: float) -> str:
+    """Rounded down: 99.96 % of equal pixels is 99.9 %."""
+    return f"{int(value * 1000) / 10:.1f} %"

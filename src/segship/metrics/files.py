@@ -4,7 +4,7 @@ Predictions, one file a case (in ``<class>/`` folders where there are several cl
 
     <id>.png             mask 0/255 or 8-bit probability, at network size (96×96) or at the image's own size;
                          also .jpg, as upstream's val.py writes it
-    <id>_0.bin           raw float32 logits as the Ascend port writes them; the id is the text before the first ``_``
+    <id>_0.bin           raw float32 logits as the Ascend port writes them; a plain <id>.bin beside them is a network input
 
 Ground truth: the raw DSB2018 archive or folder, the prepared folder, paired folders, or just a folder of masks.
 """
@@ -112,7 +112,7 @@ def _mask(path: Path) -> NDArray[np.bool_]:
 def _logits(planes: tuple[Path, ...], size_hw: tuple[int, int]) -> NDArray[np.float32]:
     """(K, h, w) from one raw float32 file."""
     if len(planes) > 1:
-        raise DatasetError(f"{planes[0].stem.split('_')[0]} has several .bin files; one file holds all classes")
+        raise DatasetError(f"{planes[0].stem.removesuffix('_0')} has several .bin files; one file holds all classes")
     try:
         raw = planes[0].read_bytes()
     except OSError as error:
@@ -174,7 +174,8 @@ def _case_id(path: Path) -> str | None:
     if path.name.startswith(".") or not path.is_file():
         return None
     if path.suffix == ".bin":
-        return path.stem.split("_")[0]
+        # `predict --save-stages --raw` and the port leave inputs (<id>.bin) and first outputs (<id>_0.bin)
+        return path.stem.removesuffix("_0") if path.stem.endswith("_0") else None
     return path.stem if path.suffix.lower() in IMAGE_SUFFIXES else None
 
 

@@ -34,8 +34,8 @@ def config_text(options: UnetPlusPlusOptions) -> str:
 
 
 def extra_text(options: UnetPlusPlusOptions) -> str:
-    """segship.yml: every option that upstream does not know."""
-    names = [entry.name for entry in fields(options) if entry.name not in UPSTREAM_FIELDS]
+    """segship.yml: every option that upstream does not know and that belongs to the run, not to this machine."""
+    names = [entry.name for entry in fields(options) if entry.name not in {*UPSTREAM_FIELDS, *RESUMABLE}]
     return str(yaml.safe_dump({name: _plain(getattr(options, name)) for name in names}, default_flow_style=False))
 
 

@@ -9,8 +9,8 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+from engine_graphs import CHANNELS, PRECISIONS, SIZE, Graphs, images
 
-from conftest import CHANNELS, PRECISIONS, SIZE, Graphs, images
 from segship.engines import Session, SessionOptions, get_engine, open_session
 from segship.engines.processor import processor
 from segship.errors import DeviceMissing, EngineError, EngineMissing, PrecisionMissing, UsageError
