@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         commands = {
             "segship predict": [
                 sys.executable, "-m", "segship", "predict", str(options.package), str(options.image),
-                "-o", str(ours), "--precision", options.precision, "--no-resume", "-q",
+                "-o", str(ours), "--precision", options.precision, "--overwrite", "-q",
             ],
             "torch, checkpoint": [
                 sys.executable, "-c", WITH_TORCH, str(options.checkpoint), str(options.image), str(theirs), options.upsample,

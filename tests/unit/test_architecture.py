@@ -96,8 +96,8 @@ def test_torch_is_imported_only_where_it_belongs(path):
 @pytest.mark.parametrize("path", _modules(), ids=lambda p: p.relative_to(SOURCE).as_posix())
 def test_nothing_is_unpickled_outside_the_one_place(path):
     text = path.read_text()
-    assert "weights_only=False" not in text
-    if path.name != "checkpoint.py":
+    if path.name != "checkpoint.py":  # which unpickles by a list of names, or as --trust-pickle asks
+        assert "weights_only=False" not in text
         assert "pickle.load" not in text
         assert "allow_pickle=True" not in text
 

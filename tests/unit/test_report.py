@@ -327,3 +327,17 @@ def test_gather_takes_the_first_thread_count(run: Path) -> None:
     data = gather(run)
     assert data["batches"] == [1, 8]
     assert [v["precision"] for v in data["variants"]] == ["fp32", "int8"]
+
+
+def test_a_resumed_run_gives_the_same_summary(run: Path, tmp_path: Path) -> None:
+    """An interrupted run finds its evaluation and benchmark as files, not as results."""
+    from segship.package import open_package
+
+    evaluation = json.loads((run / "evaluation" / "summary.json").read_text())
+    timed = json.loads((run / "benchmark.json").read_text())
+    package = open_package(run / "net.segship")
+    again = write_run_summary(
+        tmp_path, package, evaluation=evaluation, benchmark=timed, parity=PARITY, notes=["a note"]
+    )
+    assert again == json.loads((run / "summary.json").read_text())
+    assert json.loads((tmp_path / "benchmark.json").read_text()) == timed

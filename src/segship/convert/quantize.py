@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -86,11 +87,11 @@ def quantize(model: onnx.ModelProto, inputs: np.ndarray, options: QuantizeOption
 def _nncf() -> Any:
     # NNCF reports each use to its makers unless this is set before it is imported; a converter should not.
     os.environ.setdefault("NNCF_CI", "1")
-    try:
-        import nncf
-        import onnxruntime  # noqa: F401  (NNCF calibrates ONNX graphs with it)
-    except ImportError as error:
-        raise EngineMissing(f"int8 needs {error.name}; type: pip install 'segship[convert,onnxruntime]'") from None
+    missing = [name for name in ("nncf", "onnxruntime") if find_spec(name) is None]
+    if missing:  # NNCF runs ONNX graphs with onnxruntime while it calibrates
+        raise EngineMissing(f"int8 needs {' and '.join(missing)}; type: pip install 'segship[convert,onnxruntime]'")
+    import nncf
+
     return nncf
 
 
