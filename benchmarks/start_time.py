@@ -81,9 +81,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             timed(command)
         mine = cv2.imread(str(ours / f"{options.image.stem}.png"), cv2.IMREAD_GRAYSCALE)
         other = cv2.imread(str(theirs), cv2.IMREAD_GRAYSCALE)
-        print(
-            f"pixels equal: {float(np.mean(np.asarray(mine) == np.asarray(other))):.6f} ({options.precision} against PyTorch fp32)"
-        )
+        equal = float(np.mean(np.asarray(mine) == np.asarray(other)))
+        print(f"pixels equal: {equal:.6f} ({options.precision} against PyTorch fp32)")
+        if options.precision == "fp32" and equal < 0.999:
+            sys.exit("the two masks differ; is the package made from this checkpoint, with this --upsample?")
         seconds: dict[str, list[float]] = {name: [] for name in commands}
         for _ in range(options.repeat):
             for name, command in commands.items():

@@ -50,6 +50,8 @@ TARGETS = (
     ("fp32", "ONNX Runtime", 1.0),
 )
 MAX_DROP = 0.002
+SAME_PIXELS = 0.999
+"""share of equal mask pixels above which two fp32 rows are one network"""
 Run = Callable[[Sequence[Path], Path, int], None]
 """(image files, output folder, batch): writes one PNG mask an image"""
 
@@ -192,6 +194,15 @@ def compare(
     return rows
 
 
+def require_one_network(compared: Sequence[dict[str, Any]]) -> None:
+    """Stop where an fp32 row disagrees: then the package was not made from this checkpoint, or not with these options."""
+    other = [row["name"] for row in compared if row["name"].endswith("fp32") and row["equal"] < SAME_PIXELS]
+    if other:
+        sys.exit(
+            f"{', '.join(other)}: not the masks of {compared[0]['name']}; is the package made from this checkpoint?"
+        )
+
+
 def time_all(
     contestants: Sequence[Contestant], files: Sequence[Path], sizes: Sequence[int], repeat: int, scratch: Path
 ) -> dict[str, dict[int, Timing]]:
@@ -282,6 +293,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 [[r["name"], f"{r['equal']:.6f}", f"{r['iou-full']:.4f}"] for r in compared],
             )
         )
+        require_one_network(compared)
         timings = time_all(contestants, files, sizes, options.repeat, scratch)
     batch = TARGET_BATCH if TARGET_BATCH in sizes else sizes[-1]
     judged = verdicts(contestants, timings, package, batch)

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from segship.errors import PackageError, PackageTooNew
 
-MANIFEST_VERSION = 1
+MANIFEST_VERSION: Literal[1] = 1
 
 Precision = Literal["fp32", "fp16", "bf16", "int8", "int16"]
 ImageResize = Literal[

@@ -248,21 +248,24 @@ def _compile(
             notes.append(f"{precision} was left out: {options.engine or 'openvino'} does not run it")
             continue
         graph = package.manifest.variants[0].sha256
-        key = _key(precision, graph, str(calibration), options.max_drop, data.ids if data and options.max_drop else None)
+        key = _key(
+            precision, graph, str(calibration), options.max_drop, data.ids if data and options.max_drop else None
+        )
         if folder.has(f"compile-{precision}", key) and package.manifest.variant(precision):
             say(f"{precision}: already there")
             continue
         say(f"compile {precision}")
-        gate = {"max_drop": options.max_drop, "validate": data} if data and options.max_drop is not None else {}
+        gated = data is not None and options.max_drop is not None
         try:
             result = compile_package(
                 package,
                 precision,
                 calibrate=calibration if precision == "int8" else None,
                 batches=options.batches,
+                max_drop=options.max_drop if gated else None,
+                validate=data if gated else None,
                 engine=options.engine,
                 progress=progress,
-                **gate,
             )
         except PrecisionMissing as error:
             notes.append(f"{precision} was left out: {error}")
@@ -329,7 +332,9 @@ def _predict(
         summary = predict_files(predictor, paths, target, PredictOptions(overlay=True), progress)
     if summary.failed:
         name, message = summary.failed[0]
-        raise SegshipError(f"{len(summary.failed)} of {len(paths)} images could not be predicted; first {name}: {message}")
+        raise SegshipError(
+            f"{len(summary.failed)} of {len(paths)} images could not be predicted; first {name}: {message}"
+        )
     scores = folder.path / rundir.EVALUATION / "summary.json"
     if scores.exists():
         write_bytes(target / "summary.json", scores.read_bytes())
@@ -376,5 +381,7 @@ def _others(own: str) -> tuple[str, ...]:
 def require_data(path: Path | None) -> Path:
     """The data folder or archive. Raises UsageError when it is not there."""
     if path is None or not path.exists():
-        raise UsageError(f"there is no data at {path}; --data takes a folder or archive of images, with masks to be scored")
+        raise UsageError(
+            f"there is no data at {path}; --data takes a folder or archive of images, with masks to be scored"
+        )
     return path

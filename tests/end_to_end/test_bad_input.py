@@ -15,8 +15,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from conftest import huge_png, picture, write_dataset, write_pictures
 
+from conftest import huge_png, picture, write_dataset, write_pictures
 from segship.package import open_package
 
 
@@ -193,11 +193,18 @@ def _unwritable(monkeypatch, error: OSError) -> None:
 
 
 @pytest.mark.parametrize(
-    "error", [PermissionError(13, "Permission denied"), OSError(30, "Read-only file system"), OSError(28, "No space left on device")]
+    "error",
+    [
+        PermissionError(13, "Permission denied"),
+        OSError(30, "Read-only file system"),
+        OSError(28, "No space left on device"),
+    ],
 )
 def test_output_folder_that_cannot_be_written_or_a_full_disk(segship, package, tmp_path, monkeypatch, error):
     inputs = write_pictures(tmp_path / "in", 2)
-    segship("predict", package, *inputs, "-o", tmp_path / "warm")  # the model cache is written, so only results are left
+    segship(
+        "predict", package, *inputs, "-o", tmp_path / "warm"
+    )  # the model cache is written, so only results are left
     _unwritable(monkeypatch, error)
     outcome = segship("predict", package, *inputs, "-o", tmp_path / "out")
     assert outcome.code == 1
@@ -225,7 +232,16 @@ def test_an_input_is_never_overwritten(segship, package, tmp_path):
 def test_ctrl_c_keeps_what_is_done_and_resume_goes_on(package, tmp_path):
     write_pictures(tmp_path / "in", 400)
     environment = {**os.environ, "SEGSHIP_CACHE_DIR": str(tmp_path / "cache")}
-    command = [sys.executable, "-m", "segship", "predict", str(package), str(tmp_path / "in"), "-o", str(tmp_path / "out")]
+    command = [
+        sys.executable,
+        "-m",
+        "segship",
+        "predict",
+        str(package),
+        str(tmp_path / "in"),
+        "-o",
+        str(tmp_path / "out"),
+    ]
     process = subprocess.Popen([*command, "--batch", "1"], env=environment, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
     while len(list((tmp_path / "out").glob("*.png"))) < 5 and time.monotonic() < deadline:

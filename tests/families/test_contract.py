@@ -155,7 +155,7 @@ def test_the_packages_own_golden_sample(made: Made) -> None:
     assert all(row.passed for row in verify_package(made.package.path))
 
 
-def test_folding_the_normalisation_changes_no_answer(made: Made, expected: parity.Reference, tmp_path: Path) -> None:
+def test_folding_the_normalisation_changes_no_answer(made: Made, pictures: Path, tmp_path: Path) -> None:
     result = compile_package(made.package, "fp16", fold_normalization=True, output=tmp_path / "folded.segship")
     assert [step.step for step in result.package.manifest.preprocess] == ["resize"]
     for precision in ("fp32", "int8"):
@@ -165,6 +165,15 @@ def test_folding_the_normalisation_changes_no_answer(made: Made, expected: parit
             assert np.abs(after["network"] - before.trace(bundled_sample())["network"]).max() <= 1e-4
         assert after["preprocessed"].max() > 10
     assert all(row.passed for row in verify_package(result.package.path))
+    again = compile_package(
+        result.package,
+        "int8",
+        calibrate=pictures / "training",
+        dynamic_range=(-0.01, 0.01),
+        output=tmp_path / "b.segship",
+    )
+    assert again.variant.quantization is not None
+    assert len(again.variant.quantization.kept_in_float) == 1
     with pytest.raises(UsageError, match="no normalisation"):
         compile_package(result.package, "fp16", fold_normalization=True)
 
@@ -208,6 +217,8 @@ def test_calibrating_on_evaluation_pictures_is_refused(made: Made, pictures: Pat
         ({"precision": "int8"}, "--calibrate"),
         ({"precision": "fp16", "calibrate": "x"}, "belongs to int8"),
         ({"precision": "fp16", "max_drop": 0.1}, "--validate"),
+        ({"precision": "fp16", "dynamic_range": (0.0, 1.0)}, "--dynamic-range"),
+        ({"precision": "int8", "calibrate": "x", "dynamic_range": (1.0, 0.0)}, "--dynamic-range"),
         ({"precision": "fp16", "input_size": (64, 64)}, "--shape dynamic"),
         ({"precision": "fp16", "batches": (0,)}, "--batch"),
         ({"precision": "fp16", "engines": ["none"]}, "no engine"),

@@ -47,7 +47,10 @@ def _imports(path: Path) -> list[tuple[str, int, bool]]:
     found = []
     lazy = {id(n) for f in ast.walk(tree) if isinstance(f, ast.FunctionDef | ast.AsyncFunctionDef) for n in ast.walk(f)}
     typing_only = {
-        id(n) for i in ast.walk(tree) if isinstance(i, ast.If) and "TYPE_CHECKING" in ast.dump(i.test) for n in ast.walk(i)
+        id(n)
+        for i in ast.walk(tree)
+        if isinstance(i, ast.If) and "TYPE_CHECKING" in ast.dump(i.test)
+        for n in ast.walk(i)
     }
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -109,7 +112,7 @@ def test_import_and_help_bring_in_nothing_heavy():
     code = (
         "import sys, segship, segship.cli\n"
         "segship.cli.run(['--help'])\n"
-        f"heavy = [m for m in {HEAVY + ('openvino', 'onnxruntime', 'cv2', 'scipy')!r} if m in sys.modules]\n"
+        f"heavy = [m for m in {(*HEAVY, 'openvino', 'onnxruntime', 'cv2', 'scipy')!r} if m in sys.modules]\n"
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
+import cv2
+import numpy as np
 import pytest
 from tiny_package import cell_folder, tiny_package
 
 from segship.errors import EngineError, PrecisionMissing, UsageError
+from segship.inference.predictor import Predictor
 from segship.manifest import Drop
 from segship.measure.benchmark import benchmark
 from segship.measure.environment import environment
@@ -183,3 +189,53 @@ def test_columns_put_numbers_to_the_right() -> None:
         "a       1.5",
         "long  12.25",
     ]
+
+
+# --- the side-by-side script --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def script() -> Any:
+    pytest.importorskip("torch", reason="the side-by-side script runs PyTorch")
+    path = Path(__file__).resolve().parents[2] / "benchmarks" / "unetplusplus.py"
+    spec = importlib.util.spec_from_file_location("benchmark_unetplusplus", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_loop_that_people_write_sees_what_the_package_sees(script: Any, package: Package, tmp_path: Path) -> None:
+    files = sorted((cell_folder(tmp_path / "cells", 3) / "images").iterdir())
+    with Predictor.open(package) as predictor:
+        for path in files:
+            ours = predictor.prepare(path)
+            theirs, size_hw = script.read(path, (96, 96))
+            np.testing.assert_allclose(theirs, ours.x, atol=1e-7)
+            assert size_hw == ours.original_hw
+        (tmp_path / "out").mkdir()
+        script.plain_loop(predictor.network, (96, 96))(files, tmp_path / "out", 2)
+        for path in files:
+            written = cv2.imread(str(tmp_path / "out" / path.name), cv2.IMREAD_GRAYSCALE)
+            np.testing.assert_array_equal(written > 0, predictor(path).masks[0])
+
+
+def test_targets_compare_the_fastest_of_each_side(script: Any, package: Package) -> None:
+    def nothing(*args: object) -> None: ...
+
+    rates = {"torch a": 10.0, "torch b": 20.0, "ort": 30.0, "ours": 90.0}
+    groups = ("PyTorch fp32", "PyTorch fp32", "ONNX Runtime", "int8")
+    contestants = [script.Contestant(name=n, group=g, run=nothing) for n, g in zip(rates, groups, strict=True)]
+    timings = {n: {8: Timing(latencies_ms=(1.0,), rates_per_second=(rate,))} for n, rate in rates.items()}
+    judged = script.verdicts(contestants, timings, package, 8)
+    assert [met for _, met in judged] == [False, True]
+    assert "ours against torch b, batch 8: 4.50× (target 5×)" in judged[0][0]
+
+
+def test_another_networks_masks_stop_the_comparison(script: Any) -> None:
+    rows = [{"name": "PyTorch eager fp32", "equal": 1.0}, {"name": "segship openvino int8", "equal": 0.9}]
+    script.require_one_network(rows)
+    with pytest.raises(SystemExit, match="ONNX Runtime fp32: not the masks of PyTorch eager fp32"):
+        script.require_one_network([*rows, {"name": "ONNX Runtime fp32", "equal": 0.99}])

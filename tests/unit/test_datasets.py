@@ -147,7 +147,7 @@ def test_paired_class_folders(paired: Path) -> None:
 
 def test_paired_problems_are_named(paired: Path) -> None:
     (paired / "masks" / "c2.png").unlink()
-    with pytest.raises(DatasetError, match=r"1 images have no mask in .*masks \(c2\)"):
+    with pytest.raises(DatasetError, match=r"images without a mask in .*masks: 1 \(c2\)"):
         open_dataset(paired)
     png(paired / "masks" / "c2.png", square())
     png(paired / "images" / "c2.png", picture(9))
@@ -155,7 +155,7 @@ def test_paired_problems_are_named(paired: Path) -> None:
         open_dataset(paired)
     (paired / "images" / "c2.png").unlink()
     png(paired / "masks" / "extra.png", square())
-    assert "1 masks have no image" in open_dataset(paired).notes[0]
+    assert "without an image, not used: 1 (extra)" in open_dataset(paired).notes[0]
 
 
 @pytest.mark.parametrize(
@@ -201,7 +201,7 @@ def test_split_parts_and_exclusion(raw: Path, tmp_path: Path) -> None:
     validation = open_dataset(raw, split=tmp_path / "ids.txt")
     assert validation.ids == ["id3", "id1"], "validation order is the list's order"
     assert validation.split == "ids.txt"
-    assert "1 ids" in validation.notes[0]
+    assert "absent from the data set: 1 of" in validation.notes[0]
     training = open_dataset(raw, split=tmp_path / "ids.txt", part="training")
     assert training.ids == ["id0", "id2", "id4", "id5"]
     default = open_dataset(raw, split="default")

@@ -243,7 +243,7 @@ def test_score_missing_and_unknown_pairs(prepared: tuple[Path, Path, dict[str, n
     with pytest.raises(DatasetError, match="holds no prediction"):
         score_files(truth, pred)
     logits["aa"].tofile(pred / "aa_0.bin")
-    with pytest.raises(DatasetError, match=r"2 of 3 ground truth cases have no prediction .*bb, cc.*--allow-missing"):
+    with pytest.raises(DatasetError, match=r"no prediction in .* for 2 of 3 .*bb, cc.*--allow-missing"):
         score_files(truth, pred)
     allowed = score_files(truth, pred, allow_missing=True)
     assert allowed.as_dict()["cases"] == 1
@@ -251,7 +251,7 @@ def test_score_missing_and_unknown_pairs(prepared: tuple[Path, Path, dict[str, n
     (tmp_path / "ids.txt").write_text("aa\n")
     assert score_files(truth, pred, split=tmp_path / "ids.txt").as_dict()["cases"] == 1
     logits["aa"].tofile(pred / "zz_0.bin")
-    with pytest.raises(DatasetError, match=r"1 predictions have no ground truth \(zz\)"):
+    with pytest.raises(DatasetError, match=r"without ground truth: 1 \(zz\)"):
         score_files(truth, pred, allow_missing=True)
     assert "left out" in score_files(truth, pred, split=tmp_path / "ids.txt").notes[0]
 

@@ -99,7 +99,9 @@ def run(arguments: list[str] | None = None) -> int:
     except Exception as error:  # a fault of ours: still no traceback unless asked for
         if verbose:
             raise
-        return _fail(f"internal error ({type(error).__name__}: {_one_line(error)}); please report it with -v's output", 1)
+        return _fail(
+            f"internal error ({type(error).__name__}: {_one_line(error)}); please report it with -v's output", 1
+        )
 
 
 def _fail(message: str, code: int) -> int:

@@ -63,10 +63,14 @@ def print_warnings(warnings: Iterable[str]) -> None:
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The package to write.")
 @click.option("--sample", type=click.Path(), help="A real input for the parity proof [a bundled one].")
 @click.option("--family", default=None, help="Take the source for this family [recognised from its content].")
-@click.option("--shape", type=click.Choice(["fixed", "dynamic"]), default="fixed", show_default=True, help="Height and width.")
+@click.option(
+    "--shape", type=click.Choice(["fixed", "dynamic"]), default="fixed", show_default=True, help="Height and width."
+)
 @click.option("--batch", type=click.IntRange(1), default=None, help="Fix the batch size [free].")
 @click.option("--folder", is_flag=True, help="Write a folder instead of a zip.")
-@click.option("--engine", "engines", type=NameList(), default=None, help="Prove parity on these engines [all installed].")
+@click.option(
+    "--engine", "engines", type=NameList(), default=None, help="Prove parity on these engines [all installed]."
+)
 @click.option("--validate", type=click.Path(), help="Data set to score every reading that the weights leave open.")
 @click.option("--split", default=None, help="Which part of --validate: default, ascend, or a file of ids.")
 @click.option("--layout", default=None, help="Layout of --validate [recognised].")
@@ -109,21 +113,37 @@ def export(
 @click.command()
 @click.argument("package", type=click.Path())
 @click.option("--precision", required=True, help="fp16, bf16 or int8.")
-@click.option("--calibrate", type=click.Path(), help="int8: folder, list.txt, array.npz or data set of training images.")
+@click.option(
+    "--calibrate", type=click.Path(), help="int8: folder, list.txt, array.npz or data set of training images."
+)
 @click.option("--calibrate-split", default=None, help="int8: take the training side of this split of --calibrate.")
 @click.option("--subset", type=click.IntRange(1), default=300, show_default=True, help="int8: at most so many images.")
-@click.option("--batch", "batches", type=IntList(), default="1", show_default=True, help="Batch sizes to compile and check.")
+@click.option(
+    "--batch", "batches", type=IntList(), default="1", show_default=True, help="Batch sizes to compile and check."
+)
 @click.option("--shape", type=click.Choice(["static", "dynamic"]), default="dynamic", show_default=True)
-@click.option("--input-size", type=Size(), default=None, help="Another network size (graphs with free height and width).")
-@click.option("--dynamic-range", type=float, nargs=2, default=None, help="int8: fixed range LOW HIGH of the network's input.")
+@click.option(
+    "--input-size", type=Size(), default=None, help="Another network size (graphs with free height and width)."
+)
+@click.option(
+    "--dynamic-range", type=float, nargs=2, default=None, help="int8: fixed range LOW HIGH of the network's input."
+)
 @click.option("--weights", type=click.Choice(["per-channel", "per-tensor"]), default="per-channel", show_default=True)
-@click.option("--activations", type=click.Choice(["symmetric", "asymmetric"]), default=None, help="int8 [the preset's].")
+@click.option(
+    "--activations", type=click.Choice(["symmetric", "asymmetric"]), default=None, help="int8 [the preset's]."
+)
 @click.option("--preset", type=click.Choice(["performance", "mixed"]), default="performance", show_default=True)
-@click.option("--keep-in-float", type=NameList(), default=None, help="int8: convolutions to keep in float32 [first and last].")
+@click.option(
+    "--keep-in-float", type=NameList(), default=None, help="int8: convolutions to keep in float32 [first and last]."
+)
 @click.option("--algorithm", type=click.Choice(["min-max", "percentile"]), default="min-max", show_default=True)
 @click.option("--bias-correction", type=click.Choice(["fast", "accurate", "none"]), default="fast", show_default=True)
-@click.option("--fold-normalization", is_flag=True, help="Put the normalisation into the graph: it then takes 0..255 pixels.")
-@click.option("--max-drop", type=float, default=None, help="Write only if the metric drops by at most this; needs --validate.")
+@click.option(
+    "--fold-normalization", is_flag=True, help="Put the normalisation into the graph: it then takes 0..255 pixels."
+)
+@click.option(
+    "--max-drop", type=float, default=None, help="Write only if the metric drops by at most this; needs --validate."
+)
 @click.option("--validate", type=click.Path(), help="Data set to measure the drop on.")
 @click.option("--split", default=None, help="Validation part of --validate: default, ascend, or a file of ids.")
 @click.option("--layout", default=None, help="Layout of --validate [recognised].")

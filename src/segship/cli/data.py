@@ -54,9 +54,13 @@ def options_from(dataclass_type: type) -> list[click.Option]:
     types_of = typing.get_type_hints(dataclass_type)
     options = []
     for entry in fields(dataclass_type):
-        flags = list(dict.fromkeys([f"--{entry.name.replace('_', '-')}", f"--{entry.name}", *_both(entry.metadata["flags"])]))
+        flags = list(
+            dict.fromkeys([f"--{entry.name.replace('_', '-')}", f"--{entry.name}", *_both(entry.metadata["flags"])])
+        )
         kind = types_of[entry.name]
-        plain = next((t for t in typing.get_args(kind) if t is not types.NoneType), kind) if typing.get_args(kind) else kind
+        plain = (
+            next((t for t in typing.get_args(kind) if t is not types.NoneType), kind) if typing.get_args(kind) else kind
+        )
         arguments: dict[str, Any] = {"help": entry.metadata["help"], "default": entry.default, "show_default": True}
         if entry.name in _SWITCHES:
             arguments |= {"is_flag": True, "show_default": False}
@@ -65,7 +69,9 @@ def options_from(dataclass_type: type) -> list[click.Option]:
         elif kind == tuple[str, ...]:
             arguments |= {"multiple": True, "type": str, "show_default": False}
         else:
-            arguments["type"] = {bool: _Word(), int: int, float: float, Path: click.Path(path_type=Path)}.get(plain, str)
+            arguments["type"] = {bool: _Word(), int: int, float: float, Path: click.Path(path_type=Path)}.get(
+                plain, str
+            )
         options.append(click.Option([entry.name, *flags], **arguments))
     return options
 

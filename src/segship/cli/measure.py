@@ -10,8 +10,6 @@ import click
 from segship.cli.options import IntList, NameList, Size, print_json, progress_bar, with_engine, with_output
 from segship.errors import UsageError
 
-WORLDS = {"dsb2018": "UNet++ nuclei: named IoUs, Dice"}
-
 
 @click.command()
 @click.argument("package", type=click.Path())
@@ -21,8 +19,12 @@ WORLDS = {"dsb2018": "UNet++ nuclei: named IoUs, Dice"}
 @click.option("--exclude", multiple=True, help="Leave this case out.")
 @click.option("--precision", type=NameList(), default="fp32", show_default=True, help="One or several, e.g. fp32,int8.")
 @click.option("--batch", type=click.IntRange(1), default=8, show_default=True)
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder for summary.json, cases and worst-case pictures.")
-@click.option("--record/--no-record", default=True, show_default=True, help="Write the numbers into the package's provenance.")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), help="Folder for summary.json, cases and worst-case pictures."
+)
+@click.option(
+    "--record/--no-record", default=True, show_default=True, help="Write the numbers into the package's provenance."
+)
 @with_engine
 @with_output
 def evaluate(
@@ -63,10 +65,11 @@ def score(
     verbose: bool,
 ) -> None:
     """Metrics of PRED (masks, or raw logits <id>_0.bin) against GT, in WORLD's terms; no package is needed."""
-    if world not in WORLDS:
-        known = "; ".join(f"{name}: {about}" for name, about in WORLDS.items())
-        raise UsageError(f"no world is called '{world}'; there are {known}")
+    from segship.metrics import WORLDS
     from segship.metrics.files import score_files
+
+    if world not in WORLDS:
+        raise UsageError(f"no world is called '{world}'; there are: {', '.join(WORLDS)}")
 
     with progress_bar(quiet) as progress:
         found = score_files(
@@ -84,14 +87,18 @@ def score(
 @click.option("--precision", type=NameList(), default=None, help="One or several [all of the package].")
 @click.option("--batch", type=IntList(), default="1,4,8", show_default=True)
 @click.option("--engine", default=None, help="openvino (default), onnxruntime, pytorch.")
-@click.option("--against", type=NameList(), default=(), help="Further engines in the same run, e.g. pytorch,onnxruntime.")
+@click.option(
+    "--against", type=NameList(), default=(), help="Further engines in the same run, e.g. pytorch,onnxruntime."
+)
 @click.option("--device", type=NameList(), default="cpu", show_default=True)
 @click.option("--threads", type=IntList(), default=None, help="Thread counts to try [the engine's own].")
 @click.option("--streams", type=IntList(), default="1", show_default=True)
 @click.option("--iterations", type=click.IntRange(1), default=10, show_default=True, help="Calls a turn.")
 @click.option("--duration", "duration_s", type=float, default=None, help="Seconds a turn, instead of --iterations.")
 @click.option("--warmup", type=click.IntRange(0), default=2, show_default=True)
-@click.option("--repeat", type=click.IntRange(1), default=3, show_default=True, help="Turns each, interleaved: A B C A B C …")
+@click.option(
+    "--repeat", type=click.IntRange(1), default=3, show_default=True, help="Turns each, interleaved: A B C A B C …"
+)
 @click.option("--files/--network-only", default=True, show_default=True, help="Also time files -> masks.")
 @click.option("--cache-dir", type=click.Path(file_okay=False), default=None)
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the result as JSON to this file.")

@@ -29,10 +29,16 @@ def with_engine(function: F) -> F:
     """--engine, --device, --threads, --streams, --cache-dir."""
     options = [
         click.option("--engine", default=None, help="openvino (default), onnxruntime, pytorch or an installed one."),
-        click.option("--device", default="cpu", show_default=True, help="cpu, gpu, gpu:1, npu, cuda … never replaced silently."),
-        click.option("--threads", type=click.IntRange(1, 1024), default=None, help="Threads of the engine [its own choice]."),
+        click.option(
+            "--device", default="cpu", show_default=True, help="cpu, gpu, gpu:1, npu, cuda … never replaced silently."
+        ),
+        click.option(
+            "--threads", type=click.IntRange(1, 1024), default=None, help="Threads of the engine [its own choice]."
+        ),
         click.option("--streams", type=click.IntRange(1, 256), default=None, help="Inferences in flight at once [1]."),
-        click.option("--cache-dir", type=click.Path(file_okay=False), default=None, help="Where compiled models are kept."),
+        click.option(
+            "--cache-dir", type=click.Path(file_okay=False), default=None, help="Where compiled models are kept."
+        ),
     ]
     for option in reversed(options):
         function = option(function)
@@ -120,10 +126,15 @@ def table(header: list[str], rows: list[list[Any]]) -> str:
     """Plain aligned columns; numbers to the right."""
     cells = [[_cell(value) for value in row] for row in rows]
     widths = [max(len(line[i]) for line in [header, *cells]) for i in range(len(header))]
-    numeric = [bool(rows) and all(isinstance(row[i], int | float) or row[i] is None for row in rows) for i in range(len(header))]
+    numeric = [
+        bool(rows) and all(isinstance(row[i], int | float) or row[i] is None for row in rows)
+        for i in range(len(header))
+    ]
 
     def line(values: list[str]) -> str:
-        return "  ".join(v.rjust(w) if n else v.ljust(w) for v, w, n in zip(values, widths, numeric, strict=True)).rstrip()
+        return "  ".join(
+            v.rjust(w) if n else v.ljust(w) for v, w, n in zip(values, widths, numeric, strict=True)
+        ).rstrip()
 
     return "\n".join([line(header), line(["-" * w for w in widths]), *(line(row) for row in cells)])
 

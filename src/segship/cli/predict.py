@@ -21,18 +21,26 @@ from segship.errors import UsageError
 @click.option("--batch", type=click.IntRange(1), default=8, show_default=True, help="Images per inference.")
 @click.option("--format", "format_", type=click.Choice(["png", "npz", "jpeg"]), default="png", show_default=True)
 @click.option("--jpeg", is_flag=True, help="Same as --format jpeg: upstream val.py's lossy files.")
-@click.option("--grid", type=click.Choice(["input", "network"]), default="input", show_default=True, help="Whose size masks have.")
+@click.option(
+    "--grid", type=click.Choice(["input", "network"]), default="input", show_default=True, help="Whose size masks have."
+)
 @click.option("--palette", is_flag=True, help="One indexed PNG in the package's colours.")
 @click.option("--save-probabilities", "probabilities", is_flag=True, help="Also float32 probabilities (npz).")
 @click.option("--probability-images", is_flag=True, help="Also 8-bit probability images (PNG).")
 @click.option("--overlay", is_flag=True, help="Also the picture with its mask drawn on it.")
 @click.option("--instances", is_flag=True, help="Also connected components, numbered 1, 2, 3 …")
-@click.option("--save-stages", "stages", type=click.Path(path_type=Path), help="Folder for what stands between the stages.")
+@click.option(
+    "--save-stages", "stages", type=click.Path(path_type=Path), help="Folder for what stands between the stages."
+)
 @click.option("--raw", is_flag=True, help="Stages as raw float32: <id>.bin and <id>_0.bin.")
-@click.option("--resume/--overwrite", default=True, show_default=True, help="Skip inputs that are done already, or do all again.")
+@click.option(
+    "--resume/--overwrite", default=True, show_default=True, help="Skip inputs that are done already, or do all again."
+)
 @click.option("--num-parts", type=int, default=1, help="Divide the inputs among this many jobs …")
 @click.option("--part-id", type=int, default=0, help="… and do this part, counted from 0.")
-@click.option("--max-pixels", type=click.IntRange(1), default=None, help="Refuse larger images before decoding [250 million].")
+@click.option(
+    "--max-pixels", type=click.IntRange(1), default=None, help="Refuse larger images before decoding [250 million]."
+)
 @click.option("--max-bytes", type=click.IntRange(1), default=None, help="Refuse larger files [1 GiB].")
 @with_engine
 @with_output

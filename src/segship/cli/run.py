@@ -14,10 +14,14 @@ from segship.cli.options import IntList, NameList, print_json, progress_bar, wit
 
 @click.command(cls=WithFamilyOptions)
 @click.argument("source", type=click.Path())
-@click.option("--data", required=True, type=click.Path(path_type=Path), help="Images, with masks to be scored: folder or archive.")
+@click.option(
+    "--data", required=True, type=click.Path(path_type=Path), help="Images, with masks to be scored: folder or archive."
+)
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The run's folder.")
 @click.option("--calibrate", type=click.Path(path_type=Path), help="Calibration images for int8 [a part of --data].")
-@click.option("--split", default=None, help="Score this split's validation part, calibrate on the rest: default, ascend, FILE.")
+@click.option(
+    "--split", default=None, help="Score this split's validation part, calibrate on the rest: default, ascend, FILE."
+)
 @click.option("--layout", default=None, help="dsb2018, prepared or folders [recognised].")
 @click.option("--precision", "precisions", type=NameList(), default="fp16,int8", show_default=True, help="Beside fp32.")
 @click.option("--max-drop", type=float, default=None, help="Refuse an int8 that loses more than this of the metric.")

@@ -19,9 +19,6 @@ from segship.inference.predictor import Predictor
 from segship.manifest import Divide, Manifest, Normalize, Recipe, Step, Variant
 from segship.package import Package, golden_files, open_package, sha256_bytes
 
-NORMALISE = "normalise"
-"""names of the nodes that hold a folded normalisation begin with it"""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Base:
@@ -74,7 +71,7 @@ class Base:
         for variant in manifest.variants:
             for name in variant.graphs.values():
                 if name not in changed:
-                    graph = onnx_graph.with_normalisation(read_graph(files[name], name), operations, NORMALISE)
+                    graph = onnx_graph.with_normalisation(read_graph(files[name], name), operations)
                     changed[name] = onnx_graph.serialise(graph)
         variants = tuple(
             variant.model_copy(

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 OPSET = 18
 FP16_MAX = 65504.0
+NORMALISE = "normalise"
+"""names of the nodes that hold a folded normalisation begin with it"""
 
 
 @contextmanager
@@ -163,7 +165,7 @@ def to_fp16_storage(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def with_normalisation(
-    model: onnx.ModelProto, steps: Sequence[tuple[str, Sequence[float]]], prefix: str = "normalise"
+    model: onnx.ModelProto, steps: Sequence[tuple[str, Sequence[float]]], prefix: str = NORMALISE
 ) -> onnx.ModelProto:
     """A copy whose input takes the values before ``steps``: ('Sub' | 'Mul' | 'Div', one constant a channel or one).
 
@@ -190,6 +192,16 @@ def with_normalisation(
     _prepend(graph, nodes)
     onnx.checker.check_model(copy)
     return copy
+
+
+def apply_normalisation(model: onnx.ModelProto, x: np.ndarray) -> np.ndarray:
+    """What the nodes of ``with_normalisation`` make of x (N, C, H, W) float32; x itself where there are none."""
+    constants = {i.name: i for i in model.graph.initializer}
+    compute = {"Sub": np.subtract, "Mul": np.multiply, "Div": np.divide}
+    for node in model.graph.node:
+        if node.name.startswith(f"{NORMALISE}."):
+            x = compute[node.op_type](x, numpy_helper.to_array(constants[node.input[1]]))
+    return x
 
 
 def input_range(model: onnx.ModelProto) -> tuple[float, float] | None:
@@ -230,10 +242,10 @@ def set_input_range(model: onnx.ModelProto, low: float, high: float) -> onnx.Mod
 
 
 def _input_quantiser(model: onnx.ModelProto) -> tuple[str, str, float, int, int, int] | None:
-    name = model.graph.input[0].name
+    names = (model.graph.input[0].name, f"{NORMALISE}.output")
     constants = {i.name: i for i in model.graph.initializer}
     for node in model.graph.node:
-        if node.op_type == "QuantizeLinear" and node.input[0] == name:
+        if node.op_type == "QuantizeLinear" and node.input[0] in names:
             scale = float(numpy_helper.to_array(constants[node.input[1]]).ravel()[0])
             zero = numpy_helper.to_array(constants[node.input[2]])
             limits = np.iinfo(zero.dtype)

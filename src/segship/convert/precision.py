@@ -15,7 +15,8 @@ import numpy as np
 import onnx
 
 from segship.convert import checks, gate, onnx_graph, quantize
-from segship.convert.base import Base, open_base
+from segship.convert.base import open_base
+from segship.convert.builder import Builder, with_variant
 from segship.convert.calibration import DEFAULT_SUBSET, Calibration, load_calibration, without_overlap
 from segship.convert.quantize import Activations, Algorithm, BiasCorrection, QuantizeOptions, Weights
 from segship.convert.variants import CheckRow, check_variant
@@ -24,16 +25,15 @@ from segship.engines import DEFAULT_ENGINE
 from segship.errors import PrecisionMissing, UsageError
 from segship.inference.precision import canonical_precision
 from segship.inference.predictor import Predictor
-from segship.manifest import Drop, Manifest, Precision, Quantization, Variant
+from segship.manifest import Drop, Manifest, Precision, Variant
 from segship.metrics.evaluation import Evaluation, drop_against, evaluate_cases
-from segship.package import Package, sha256_bytes, update_package
+from segship.package import Package, update_package
 
 Progress = Callable[[int, int, str], None]
 Shape = Literal["static", "dynamic"]
 Preset = Literal["performance", "mixed"]
 OFFERED = ("fp32", "fp16", "bf16", "int8")
 RANKING_IMAGES = 32
-GRAPH = "graphs/{precision}.onnx"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +75,7 @@ def compile_package(
     batches: Sequence[int] = (1,),
     shape: Shape = "dynamic",
     input_size: tuple[int, int] | None = None,
-    preset: Preset = "performance",
+    preset: Preset = "mixed",
     weights: Weights = "per-channel",
     activations: Activations | None = None,
     algorithm: Algorithm = "min-max",
@@ -105,7 +105,7 @@ def compile_package(
     that also stand in the evaluation data), EngineMissing, and BarMissed; on any of them nothing is written.
     """
     name = _precision(precision)
-    _check_arguments(name, calibrate, max_drop, validate, batches)
+    _check_arguments(name, calibrate, max_drop, validate, batches, dynamic_range)
     base = open_base(package, input_size=input_size)
     target = Path(output) if output is not None else base.package.path
     checks.check_output(target)
@@ -128,9 +128,9 @@ def compile_package(
             algorithm=algorithm,
             bias_correction=bias_correction,
             input_range=dynamic_range,
-            keep_in_float=tuple(keep_in_float) if keep_in_float is not None else edge_layers(base.graphs),
+            keep_in_float=_kept(keep_in_float, base.graphs, dynamic_range),
         )
-    builder = _Builder(base, name, calibration, options, progress)
+    builder = Builder(base, name, calibration, options, progress)
     result = _judge(builder, dataset, max_drop, judge, progress) if dataset is not None else None
     if result is not None:
         builder.kept = result.kept_in_float
@@ -150,6 +150,16 @@ def edge_layers(graphs: dict[str, onnx.ModelProto]) -> tuple[str, ...]:
     return tuple(found)
 
 
+def _kept(
+    asked: Sequence[str] | None, graphs: dict[str, onnx.ModelProto], dynamic_range: tuple[float, float] | None
+) -> tuple[str, ...]:
+    if asked is not None:
+        return tuple(asked)
+    edges = edge_layers(graphs)
+    # A range for the input means that the input is to be quantised, and so the layer that reads it.
+    return edges if dynamic_range is None else edges[1:]
+
+
 def _precision(name: str) -> Precision:
     found = canonical_precision(name)
     if found not in OFFERED:
@@ -157,11 +167,20 @@ def _precision(name: str) -> Precision:
     return cast(Precision, found)
 
 
-def _check_arguments(name: str, calibrate: Any, max_drop: float | None, validate: Any, batches: Sequence[int]) -> None:
+def _check_arguments(
+    name: str,
+    calibrate: Any,
+    max_drop: float | None,
+    validate: Any,
+    batches: Sequence[int],
+    dynamic_range: tuple[float, float] | None,
+) -> None:
     if name == "int8" and calibrate is None:
         raise UsageError("int8 needs --calibrate with training images (folder, list.txt, array.npz or data set)")
     if name != "int8" and calibrate is not None:
         raise UsageError(f"--calibrate belongs to int8; {name} needs no calibration")
+    if dynamic_range is not None and (name != "int8" or not dynamic_range[0] < dynamic_range[1]):
+        raise UsageError("--dynamic-range takes LOW HIGH with LOW below HIGH, and belongs to int8")
     if max_drop is not None and validate is None:
         raise UsageError("--max-drop needs --validate with images and masks to measure the drop on")
     if max_drop is not None and not max_drop >= 0:
@@ -170,96 +189,11 @@ def _check_arguments(name: str, calibrate: Any, max_drop: float | None, validate
         raise UsageError("--batch takes sizes of 1 or more, such as 1,4,8")
 
 
-# --------------------------------------------------------------------------------------------- the graphs
-
-
-class _Builder:
-    """Makes the variant's graphs, and candidates with further layers in float32 without quantising again."""
-
-    def __init__(
-        self,
-        base: Base,
-        precision: Precision,
-        calibration: Calibration | None,
-        options: QuantizeOptions | None,
-        progress: Progress | None,
-    ) -> None:
-        self.base = base
-        self.precision: Precision = precision
-        self.calibration = calibration
-        self.options = options
-        self.kept: tuple[str, ...] = options.keep_in_float if options else ()
-        if progress is not None:
-            progress(0, 1, f"building {precision}")
-        self._built = {member: self._build(graph) for member, graph in base.graphs.items()}
-
-    def _build(self, graph: onnx.ModelProto) -> onnx.ModelProto:
-        if self.precision == "fp16":
-            return onnx_graph.to_fp16_storage(graph)
-        if self.options is None:
-            return graph
-        assert self.calibration is not None
-        return quantize.quantize(graph, self.calibration.inputs, self.options)
-
-    def graphs(self, kept: tuple[str, ...] | None = None) -> dict[str, onnx.ModelProto]:
-        """One graph a member; ``kept`` names all layers that are to be float32."""
-        kept = self.kept if kept is None else kept
-        further = set(kept) - set(self.options.keep_in_float if self.options else ())
-        if not further:
-            return self._built
-        return {
-            member: onnx_graph.restore_float(graph, self.base.graphs[member], further)
-            for member, graph in self._built.items()
-        }
-
-    def groups(self) -> dict[str, tuple[str, ...]]:
-        """Blocks that can be put back to float32; none but for int8."""
-        if self.options is None:
-            return {}
-        member = next(iter(self.base.graphs))
-        groups = quantize.layer_groups(self.base.graphs[member])
-        always = set(self.options.keep_in_float)
-        return {name: layers for name, layers in groups.items() if not set(layers) <= always}
-
-    def files(self, graphs: dict[str, onnx.ModelProto]) -> dict[str, tuple[str, bytes]]:
-        """member -> (name in the package, bytes). bf16 and fp32 share the graph that is there."""
-        stored = "fp32" if self.precision == "bf16" else self.precision
-        several = len(graphs) > 1
-        return {
-            member: (
-                GRAPH.format(precision=f"{stored}.{member}" if several else stored),
-                onnx_graph.serialise(graph),
-            )
-            for member, graph in graphs.items()
-        }
-
-    def variant(self, files: dict[str, tuple[str, bytes]], **more: Any) -> Variant:
-        quantization = None
-        if self.options is not None and self.calibration is not None:
-            quantization = Quantization(
-                preset=self.options.preset,
-                algorithm=self.options.algorithm,
-                weights=self.options.weights,
-                activations=self.options.activations,
-                bias_correction=self.options.bias_correction,
-                calibration_images=len(self.calibration.names),
-                calibration_sha256=self.calibration.sha256,
-                kept_in_float=self.kept,
-            )
-        return Variant(
-            precision=self.precision,
-            graphs={member: name for member, (name, _) in files.items()},
-            sha256={member: sha256_bytes(data) for member, (_, data) in files.items()},
-            quantization=quantization,
-            **more,
-        )
-
-
 # ------------------------------------------------------------------------------------------------- the gate
 
 
 def _judge(
-    builder: _Builder, dataset: Dataset, max_drop: float | None, engine: str, progress: Progress | None
+    builder: Builder, dataset: Dataset, max_drop: float | None, engine: str, progress: Progress | None
 ) -> gate.GateResult:
     """Measure the drop on one engine; search for layers to put back where it is too large."""
     hashes = frozenset(builder.calibration.pixel_sha256 if builder.calibration else ())
@@ -320,19 +254,11 @@ def _evaluate(
         return evaluate_cases(predictor, dataset, calibration=calibration, progress=progress)
 
 
-def with_variant(manifest: Manifest, variant: Variant) -> Manifest:
-    """The manifest with this variant added, or put in the place of one of the same precision."""
-    others = [v for v in manifest.variants if v.precision != variant.precision]
-    order = ("fp32", "fp16", "bf16", "int8", "int16")
-    variants = sorted([*others, variant], key=lambda v: order.index(v.precision))
-    return Manifest(**manifest.recipe.model_dump(), variants=tuple(variants))
-
-
 # ------------------------------------------------------------------------------------------- check and write
 
 
 def _finish(
-    builder: _Builder,
+    builder: Builder,
     target: Path,
     fold: bool,
     batches: tuple[int, ...],

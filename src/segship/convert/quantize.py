@@ -31,7 +31,7 @@ class QuantizeOptions:
     """How an int8 graph is made. ``keep_in_float`` names convolutions that stay float32."""
 
     weights: Weights = "per-channel"
-    activations: Activations = "symmetric"
+    activations: Activations = "asymmetric"
     algorithm: Algorithm = "min-max"
     bias_correction: BiasCorrection = "fast"
     input_range: tuple[float, float] | None = None
@@ -64,6 +64,8 @@ def quantize(model: onnx.ModelProto, inputs: np.ndarray, options: QuantizeOption
     nncf = _nncf()
     _check_layers(model, options.keep_in_float)
     dataset = nncf.Dataset(_Samples(inputs), lambda x: {model.graph.input[0].name: x})
+    folded = [node.name for node in model.graph.node if node.name.startswith(f"{onnx_graph.NORMALISE}.")]
+    ignored = [*options.keep_in_float, *folded]
     source = type(model)()
     source.CopyFrom(model)  # NNCF edits the graph it is given
     with onnx_graph.quiet():
@@ -73,15 +75,23 @@ def quantize(model: onnx.ModelProto, inputs: np.ndarray, options: QuantizeOption
             preset=nncf.QuantizationPreset(options.preset),
             subset_size=len(inputs),
             fast_bias_correction=options.bias_correction != "accurate",
-            ignored_scope=nncf.IgnoredScope(names=list(options.keep_in_float)) if options.keep_in_float else None,
+            ignored_scope=nncf.IgnoredScope(names=ignored) if ignored else None,
             advanced_parameters=_advanced(nncf, options),
         )
     _clean(quantized)
     if onnx_graph.input_range(quantized) is not None:
         # NNCF averages the extremes of single pictures, which cuts off the brightest ones; the input's range is known.
-        low, high = options.input_range or (float(inputs.min()), float(inputs.max()))
+        low, high = options.input_range or _data_range(model, inputs)
         quantized = onnx_graph.set_input_range(quantized, low, high)
+    elif options.input_range is not None:
+        raise UsageError("--dynamic-range has nothing to set: the layer that reads the input stays in float32")
     return quantized
+
+
+def _data_range(model: onnx.ModelProto, inputs: np.ndarray) -> tuple[float, float]:
+    """Smallest and largest value that reaches the network, behind a normalisation inside the graph."""
+    x = onnx_graph.apply_normalisation(model, inputs)
+    return float(x.min()), float(x.max())
 
 
 def _nncf() -> Any:

@@ -122,7 +122,7 @@ def _take_part(dataset: Dataset, split: str | Path, part: Part) -> Dataset:
     taken = dataset.select(ids, name if part == "validation" else f"{name}, {part}")
     if not divided.absent:
         return taken
-    note = f"{len(divided.absent)} ids of split {name} are not in the data set ({some(divided.absent)})"
+    note = f"absent from the data set: {len(divided.absent)} of the ids of split {name} ({some(divided.absent)})"
     return replace(taken, notes=(*taken.notes, note))
 
 

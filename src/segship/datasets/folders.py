@@ -190,7 +190,7 @@ def _notes(masks: _Masks, images: dict[str, Path], planes: Sequence[dict[str, Pa
         notes.append(f"masks hold label ids: classes 1 to {masks.num_classes}, 0 is background")
     unused = sorted({stem for plane in planes for stem in plane} - set(images))
     if unused:
-        notes.append(f"{len(unused)} masks have no image and are not used ({some(unused)})")
+        notes.append(f"masks without an image, not used: {len(unused)} ({some(unused)})")
     return tuple(notes)
 
 
@@ -209,7 +209,7 @@ def _require_masks(images: dict[str, Path], planes: Sequence[dict[str, Path]], f
     for plane, folder in zip(planes, folders, strict=True):
         absent = sorted(set(images) - set(plane))
         if absent:
-            raise DatasetError(f"{len(absent)} images have no mask in {folder} ({some(absent)}); {HINT}")
+            raise DatasetError(f"images without a mask in {folder}: {len(absent)} ({some(absent)}); {HINT}")
 
 
 def _class_order(name: str) -> tuple[int, int, str]:

@@ -145,7 +145,7 @@ class PyTorchSession:
         self._infer(x, None)
         self._infer(x, observe)
         if not measured:
-            return common.executed_record(self, {"f32": 1.0}, "settings")
+            return common.executed_record(self, {"unknown": 1.0}, "settings")  # no convolution in it
         return common.executed_record(self, common.convolution_share(measured), "profile")
 
     def close(self) -> None:

@@ -18,6 +18,8 @@ from typing import Any
 
 from segship.inference.writers import write_bytes
 from segship.measure.environment import environment
+from segship.measure.evaluate import EvaluateResult
+from segship.measure.rows import BenchmarkResult
 from segship.package import Package, dump_json
 
 PACKAGE = "net.segship"
@@ -42,7 +44,6 @@ def run_summary(
     """One row a variant with its accuracy and its speed; what was not measured is null, never a guess.
 
     ``evaluation`` and ``benchmark`` are results or their ``as_dict()``, as an interrupted run finds them in its folder.
-    ``evaluation`` and ``benchmark`` are what those verbs print with --json, so that a resumed run can use its files.
     ``parity`` rows have stage, max_abs, mean_abs, label_agreement (and tolerance, shared_code where known).
     """
     metric = package.manifest.metric

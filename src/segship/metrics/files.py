@@ -194,18 +194,18 @@ def _pair(
     if unknown:
         if truth.split is None:
             raise DatasetError(
-                f"{len(unknown)} predictions have no ground truth ({some(unknown)}); remove them from {pred}"
+                f"predictions without ground truth: {len(unknown)} ({some(unknown)}); remove them from {pred}"
             )
-        notes.append(f"{len(unknown)} predictions are not of split {truth.split} and were left out")
+        notes.append(f"predictions outside split {truth.split}, left out: {len(unknown)}")
     absent = [i for i in truth.ids if i not in files]
     if absent and not allow_missing:
         raise DatasetError(
-            f"{len(absent)} of {len(truth.cases)} ground truth cases have no prediction in {pred} ({some(absent)}); "
+            f"no prediction in {pred} for {len(absent)} of {len(truth.cases)} ground truth cases ({some(absent)}); "
             "predict them too, name the split that was predicted (--split default|ascend|FILE), "
             "or score only what is there with --allow-missing"
         )
     if absent:
-        notes.append(f"{len(absent)} of {len(truth.cases)} ground truth cases have no prediction and were left out")
+        notes.append(f"ground truth cases without a prediction, left out: {len(absent)} of {len(truth.cases)}")
     return replace(truth.select(matched), notes=tuple(notes)), tuple(notes)
 
 
