@@ -4,7 +4,9 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -114,6 +116,19 @@ def test_a_device_that_works_in_another_precision_is_refused(bilinear: Graphs):
     session._hint = "f16"  # as an NPU would answer, which computes in one type whatever it is asked
     with pytest.raises(PrecisionMissing, match="where f16 was asked for"):
         session._check_working_precision()
+
+
+def test_closing_leaves_nobody_waiting(bilinear: Graphs):
+    session = engine.open_session(bilinear.files["fp32"], SessionOptions())
+    requests = session._requests
+    taken = requests.get()
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(session.run, images(1))
+        time.sleep(0.05)
+        session.close()
+        requests.put(taken)
+        assert waiting.result(timeout=30)
+    assert requests.qsize() == 1
 
 
 def test_absent_gpu_names_the_driver(bilinear: Graphs):

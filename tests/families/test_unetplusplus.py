@@ -14,10 +14,10 @@ from seeded import State, trained_looking
 from segship.convert import onnx_graph, parity
 from segship.convert.checks import checking_engines
 from segship.convert.export import export, to_onnx
+from segship.engines import SessionOptions, open_session
 from segship.errors import BarMissed, SourceError, UsageError
 from segship.families import Source, load_source
 from segship.inference.images import read_image
-from segship.inference.predictor import Predictor
 from segship.inference.preprocess import prepare
 from segship.networks.unetplusplus import NestedUNet, UNet
 
@@ -86,11 +86,12 @@ def test_reference_logits_in_pytorch_and_every_engine(
     expected = [arrays[f"output{i}"] for i in (count - 1, *range(count - 1))]
     for found, wanted in zip(parity.run_torch(source.network, x), expected, strict=True):
         assert np.abs(found - wanted).max() <= 1e-4
-    package = export(source, tmp_path / "net.segship").package
+    graph = onnx_graph.save(to_onnx(source), tmp_path / "net.onnx")
     for engine in ENGINES:
-        with Predictor.open(package, engine=engine) as predictor:
-            for found, wanted in zip(predictor.network(x, all_outputs=True), expected, strict=True):
-                assert np.abs(found - wanted).max() <= 2e-4, engine
+        session = open_session(engine, graph, SessionOptions())
+        for found, wanted in zip(session.run(x), expected, strict=True):
+            assert np.abs(found - wanted).max() <= 2e-4, engine
+        session.close()
 
 
 def test_reference_network_inputs_come_out_of_the_recipe(

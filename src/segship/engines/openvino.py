@@ -216,11 +216,12 @@ class OpenVinoSession:
         if not self._open:
             raise common.closed(NAME)
         x = common.check_input(NAME, x, self._input_shape)
-        request = self._requests.get()
+        requests = self._requests  # `close` may put another queue in its place while somebody waits at this one
+        request = requests.get()
         try:
             return _infer(request, x)
         finally:
-            self._requests.put(request)
+            requests.put(request)
 
     def executed(self, x: np.ndarray) -> Executed:
         """Share of convolution time by number type, from per-layer times of one run after a warm-up run.

@@ -26,6 +26,8 @@ AUTO_MAX_DROP = 0.002
 """`auto` takes a variant whose recorded loss of the package's own metric is at most this"""
 
 _FASTEST_FIRST = ("int8", "bf16", "fp16")
+_NOT_FASTER_ON_CPU = ("fp16",)
+"""native on some processors and still 1.5 times slower than fp32 there (docs/performance.md)"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +75,9 @@ def _automatic(manifest: Manifest, engine: str, device: str, max_drop: float) ->
         variant = manifest.variant(precision)
         if variant is None:
             continue
-        if precision not in module.PRECISIONS:
+        if device.lower() == "cpu" and precision in _NOT_FASTER_ON_CPU:
+            passed_over.append(f"{precision}: no faster than fp32 on a cpu")
+        elif precision not in module.PRECISIONS:
             passed_over.append(f"{precision}: not run by {engine}")
         elif precision not in native:
             passed_over.append(f"{precision}: this {device} does not compute in it")
