@@ -412,7 +412,8 @@ def test_auto_takes_the_fastest_within_budget(tmp_path: Path, monkeypatch: pytes
         "int8",
         "fastest within budget: loses 0.0010 iou on 10 cases, allowed 0.002",
     )
-    assert choose(everything, fp16=0.0, int8=0.01)[0] == "fp16"
+    assert choose(everything, bf16=0.0, int8=0.01)[0] == "bf16"
+    assert choose(everything, fp16=0.0) == ("fp32", "fp16: no faster than fp32 on a cpu")
     precision, reason = choose(("fp32",), int8=0.0, bf16=0.0)
     assert precision == "fp32"
     assert "int8: this cpu does not compute in it" in reason
