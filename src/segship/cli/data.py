@@ -20,6 +20,9 @@ class _Word(click.ParamType):
 
     name = "true|false"
 
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+        return self.name
+
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> bool:
         if isinstance(value, bool):
             return value
@@ -36,7 +39,7 @@ class _Choice(click.ParamType):
 
     def __init__(self, choices: tuple[str, ...]) -> None:
         self.choices = choices
-        self.name = "|".join(choices)
+        self.name = "choice"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         for choice in self.choices:
@@ -65,7 +68,7 @@ def options_from(dataclass_type: type) -> list[click.Option]:
         if entry.name in _SWITCHES:
             arguments |= {"is_flag": True, "show_default": False}
         elif entry.metadata["choices"]:
-            arguments["type"] = _Choice(entry.metadata["choices"])
+            arguments |= {"type": _Choice(entry.metadata["choices"]), "metavar": "|".join(entry.metadata["choices"])}
         elif kind == tuple[str, ...]:
             arguments |= {"multiple": True, "type": str, "show_default": False}
         else:
