@@ -29,6 +29,7 @@ STEPS = "steps.json"
 DIVISION = "division.json"
 CALIBRATION = "calibration"
 CALIBRATION_LIMIT = 300
+BENCHMARK_FILES = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +51,7 @@ class RunOptions:
     threads: int | None = None
     batches: tuple[int, ...] = (1, 8)
     iterations: int = 5
-    repeat: int = 3
+    repeat: int = 2
     sample: Path | None = None
     family: str | None = None
     family_options: Mapping[str, Any] = field(default_factory=dict)
@@ -355,7 +356,7 @@ def _benchmark(
     from segship.measure.benchmark import benchmark
 
     say("benchmark")
-    inputs = [_as_file(case, folder.path / "inputs") for case in data.cases[:64]] if data else [options.data]
+    inputs = [_as_file(case, folder.path / "inputs") for case in data.cases[:BENCHMARK_FILES]] if data else [options.data]
     result = benchmark(
         package,
         inputs,

@@ -14,7 +14,10 @@ from seeded import State, trained_looking
 from segship.convert import onnx_graph, parity
 from segship.convert.checks import checking_engines
 from segship.convert.export import export, to_onnx
+from segship.convert.precision import edge_layers
+from segship.convert.quantize import QuantizeOptions, quantize, relative_error
 from segship.engines import SessionOptions, open_session
+from segship.engines.processor import processor
 from segship.errors import BarMissed, SourceError, UsageError
 from segship.families import Source, load_source
 from segship.inference.images import read_image
@@ -381,3 +384,60 @@ def test_validate_scores_both_upsamplings_and_decides_nothing(tmp_path: Path) ->
     assert all(a.metric == "iou" and a.cases == 3 for a in result.alternatives)
     assert result.package.manifest.options["upsample"] == "bilinear"
     assert any("config.yml" in warning for warning in result.warnings)
+
+
+@pytest.mark.skipif(processor().computes("int8") is False, reason="this processor has no int8 instructions")
+def test_int8_is_int8(golden: Callable[[str], tuple[Source, dict[str, np.ndarray]]], tmp_path: Path) -> None:
+    source, arrays = golden("dsb2018_pipeline")
+    x, expected = arrays["input"], arrays["output0"]
+    model = to_onnx(source)
+    edges = edge_layers({"model": model})
+    assert edges == ("conv0_0.conv1", "final")
+    graph = onnx_graph.save(quantize(model, x, QuantizeOptions(keep_in_float=edges)), tmp_path / "int8.onnx")
+    answers = {}
+    for engine in checking_engines(None, "int8"):
+        session = open_session(engine, graph, SessionOptions(precision="int8", profile=True))
+        answers[engine] = session.run(x)[0]
+        if engine == "openvino":
+            assert session.executed(x).convolution_share.get("i8", 0) >= 0.8
+        session.close()
+    for engine, found in answers.items():
+        # seeded weights: nothing was trained to be robust, so this error is far above that of a trained network
+        assert 1e-3 < relative_error(found, expected) < 0.15, engine
+        assert relative_error(found, answers["onnxruntime"]) < 0.05, engine
+
+
+def test_the_inputs_quantiser_covers_the_data(deep: Path) -> None:
+    model = to_onnx(load_source(deep, options={"head": "1", "input_size": "32"}))
+    x = inputs(8, 3, 32, 32)
+    x[0, 0, 0, 0] = 0.0104  # one bright pixel in one picture
+    for activations in ("symmetric", "asymmetric"):
+        found = onnx_graph.input_range(quantize(model, x, QuantizeOptions(activations=activations)))
+        assert found is not None
+        assert found[0] <= x.min() + 1e-4
+        assert found[1] >= x.max() - 1e-4
+        assert found[1] - found[0] < 3 * (x.max() - x.min())
+    fixed = quantize(model, x, QuantizeOptions(input_range=(-0.02, 0.03)))
+    assert onnx_graph.input_range(fixed) == pytest.approx((-0.02, 0.03), abs=2e-4)
+
+
+def test_putting_every_layer_back_gives_the_float_graph(deep: Path) -> None:
+    import onnxruntime
+
+    model = to_onnx(load_source(deep, options={"head": "2", "input_size": "32"}))
+    x = inputs(4, 3, 32, 32)
+
+    def run(graph: Any) -> np.ndarray:
+        session = onnxruntime.InferenceSession(onnx_graph.serialise(graph), providers=["CPUExecutionProvider"])
+        return session.run(None, {"actual_input_1": x})[0]
+
+    quantised = quantize(model, x, QuantizeOptions())
+    names = onnx_graph.convolution_names(model)
+    whole = onnx_graph.restore_float(quantised, model, names)
+    assert np.array_equal(run(whole), run(model))
+    assert onnx_graph.operators(whole) == onnx_graph.operators(model)
+    # one block alone: the others stay as they were
+    part = onnx_graph.restore_float(quantised, model, ["conv0_2.conv1", "conv0_2.conv2"])
+    before, after = onnx_graph.operators(quantised), onnx_graph.operators(part)
+    assert 0 < after["QuantizeLinear"] < before["QuantizeLinear"]
+    assert relative_error(run(part), run(model)) < relative_error(run(quantised), run(model)) * 1.05

@@ -117,7 +117,7 @@ def export(
     "--calibrate", type=click.Path(), help="int8: folder, list.txt, array.npz or data set of training images."
 )
 @click.option("--calibrate-split", default=None, help="int8: take the training side of this split of --calibrate.")
-@click.option("--subset", type=click.IntRange(1), default=300, show_default=True, help="int8: at most so many images.")
+@click.option("--subset", type=click.IntRange(1), default=128, show_default=True, help="int8: at most so many images.")
 @click.option(
     "--batch", "batches", type=IntList(), default="1", show_default=True, help="Batch sizes to compile and check."
 )
@@ -137,7 +137,7 @@ def export(
     "--keep-in-float", type=NameList(), default=None, help="int8: convolutions to keep in float32 [first and last]."
 )
 @click.option("--algorithm", type=click.Choice(["min-max", "percentile"]), default="min-max", show_default=True)
-@click.option("--bias-correction", type=click.Choice(["fast", "accurate", "none"]), default="fast", show_default=True)
+@click.option("--bias-correction", type=click.Choice(["fast", "accurate", "none"]), default="none", show_default=True)
 @click.option(
     "--fold-normalization", is_flag=True, help="Put the normalisation into the graph: it then takes 0..255 pixels."
 )

@@ -31,7 +31,7 @@ from segship.cli.options import IntList, NameList, print_json, progress_bar, wit
 @click.option("--threads", type=click.IntRange(1), default=None)
 @click.option("--batch", "batches", type=IntList(), default="1,8", show_default=True, help="Batch sizes to benchmark.")
 @click.option("--iterations", type=click.IntRange(1), default=5, show_default=True, help="Benchmark calls a turn.")
-@click.option("--repeat", type=click.IntRange(1), default=3, show_default=True, help="Benchmark turns.")
+@click.option("--repeat", type=click.IntRange(1), default=2, show_default=True, help="Benchmark turns.")
 @click.option("--sample", type=click.Path(path_type=Path), help="Input for the parity proof [a bundled one].")
 @click.option("--family", default=None, help="Take the source for this family [recognised].")
 @click.option("--trust-pickle", is_flag=True, help="Unpickle a checkpoint that holds more than tensors. Runs its code!")

@@ -23,7 +23,7 @@ from segship.inference.preprocess import prepare
 from segship.manifest import Recipe
 
 ENOUGH = 64
-DEFAULT_SUBSET = 300
+DEFAULT_SUBSET = 128
 MAX_LIST_BYTES = 64 << 20
 
 

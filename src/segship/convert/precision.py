@@ -79,7 +79,7 @@ def compile_package(
     weights: Weights = "per-channel",
     activations: Activations | None = None,
     algorithm: Algorithm = "min-max",
-    bias_correction: BiasCorrection = "fast",
+    bias_correction: BiasCorrection = "none",
     dynamic_range: tuple[float, float] | None = None,
     keep_in_float: Sequence[str] | None = None,
     fold_normalization: bool = False,

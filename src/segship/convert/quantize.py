@@ -33,7 +33,9 @@ class QuantizeOptions:
     weights: Weights = "per-channel"
     activations: Activations = "asymmetric"
     algorithm: Algorithm = "min-max"
-    bias_correction: BiasCorrection = "fast"
+    bias_correction: BiasCorrection = "none"
+    """NNCF's correction of shifted means. On trained UNet++ networks the fast one made int8 worse in every run (logit
+    error 0.025 against 0.020 of their spread with 300 images, 0.035 against 0.022 with 64); accurate made no difference"""
     input_range: tuple[float, float] | None = None
     """range of the quantiser on the network's input, in the units of the network's input; None: all of the data's"""
     keep_in_float: tuple[str, ...] = ()
