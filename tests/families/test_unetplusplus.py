@@ -141,9 +141,15 @@ def test_a_pruned_head_equals_that_head_of_the_whole_network(deep: Path, head: i
     assert np.abs(parity.run_torch(pruned.network, x)[0] - heads[head % 4]).max() <= 1e-5
 
 
-def test_the_graph_holds_the_network_and_nothing_else(plain: Path) -> None:
+def test_the_graph_holds_the_network_and_nothing_else(plain: Path, tmp_path: Path) -> None:
+    x = inputs(2, 3, 32, 32)
     for upsample, mode in (("bilinear", b"align_corners"), ("nearest", b"asymmetric")):
-        model = to_onnx(load_source(plain, options={"upsample": upsample, "input_size": "32"}))
+        source = load_source(plain, options={"upsample": upsample, "input_size": "32"})
+        model = to_onnx(source)
+        for engine in ENGINES:
+            session = open_session(engine, onnx_graph.save(model, tmp_path / "net.onnx"), SessionOptions())
+            assert np.abs(session.run(x)[0] - parity.run_torch(source.network, x)[0]).max() <= 2e-4, (engine, upsample)
+            session.close()
         assert onnx_graph.operators(model) == {"Conv": 31, "Relu": 30, "Resize": 10, "Concat": 10, "MaxPool": 4}
         resize = [node for node in model.graph.node if node.op_type == "Resize"]
         modes = {a.s for node in resize for a in node.attribute if a.name == "coordinate_transformation_mode"}

@@ -128,19 +128,6 @@ def serialise(model: onnx.ModelProto) -> bytes:
     return bytes(model.SerializeToString(deterministic=True))
 
 
-def set_batch(model: onnx.ModelProto, batch: int | None) -> onnx.ModelProto:
-    """A copy with the batch axis of every input and output fixed (or freed with None)."""
-    copy = _copy(model)
-    for value in (*copy.graph.input, *copy.graph.output):
-        axis = value.type.tensor_type.shape.dim[0]
-        axis.ClearField("dim_value" if batch is None else "dim_param")
-        if batch is None:
-            axis.dim_param = "batch"
-        else:
-            axis.dim_value = batch
-    return copy
-
-
 def to_fp16_storage(model: onnx.ModelProto) -> onnx.ModelProto:
     """Convolution weights stored as float16 behind a Cast: half the file, the same graph in float32 otherwise.
 
