@@ -356,7 +356,9 @@ def _benchmark(
     from segship.measure.benchmark import benchmark
 
     say("benchmark")
-    inputs = [_as_file(case, folder.path / "inputs") for case in data.cases[:BENCHMARK_FILES]] if data else [options.data]
+    inputs = (
+        [_as_file(case, folder.path / "inputs") for case in data.cases[:BENCHMARK_FILES]] if data else [options.data]
+    )
     result = benchmark(
         package,
         inputs,

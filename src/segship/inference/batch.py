@@ -101,14 +101,14 @@ def predict_files(
         def finish(item: Item) -> SegshipError | None:
             return _finish(predictor, item, todo[item.number], output, options, recipe_key, note)
 
+        results = predictor.run(
+            (job.path for job in todo),
+            finish,
+            batch=options.batch,
+            keep_images=keeps_pictures(options),
+            keep_inputs=options.stages is not None,
+        )
         try:
-            results = predictor.run(
-                (job.path for job in todo),
-                finish,
-                batch=options.batch,
-                keep_images=keeps_pictures(options),
-                keep_inputs=options.stages is not None,
-            )
             if progress is not None:
                 progress(skipped, len(jobs), "")
             for job, error in zip(todo, results, strict=True):
@@ -120,6 +120,7 @@ def predict_files(
                     progress(skipped + done + len(failed), len(jobs), job.path.name)
             finished = True
         finally:
+            results.close()  # what is being written is written and noted before the journal closes
             summary = PredictSummary(
                 done=done,
                 skipped=skipped,

@@ -8,7 +8,7 @@ closing the last generator (also by Ctrl-C) waits for the few tasks under way an
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol, TypeVar
 
@@ -23,7 +23,7 @@ def helper_threads() -> int:
     return max(1, min(4, processor().cores))
 
 
-def ordered_map(work: Callable[[T], R], items: Iterable[T], *, workers: int, ahead: int) -> Iterator[R]:
+def ordered_map(work: Callable[[T], R], items: Iterable[T], *, workers: int, ahead: int) -> Generator[R, None, None]:
     """``map`` with threads: results in the order of ``items``, at most ``ahead`` items taken and not yet given."""
     source = iter(items)
     waiting: deque[Future[R]] = deque()

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -249,7 +249,7 @@ class Predictor:
         keep_images: bool = False,
         keep_inputs: bool = False,
         threads: int | None = None,
-    ) -> Iterator[R]:
+    ) -> Generator[R, None, None]:
         """The chain under `stream`: ``finish`` is called in threads of its own with each item, results come in order.
 
         An item that failed has ``error`` set and no outputs. ``finish`` must not raise for a single input's fault:
