@@ -20,19 +20,14 @@ TILE = 256
 
 
 def stardist_file(name: str) -> Path:
-    """The path of a data file inside the installed stardist wheel; the package itself is never imported."""
+    """The path of a data file inside the stardist wheel, installed when missing; the package is never imported."""
     try:
-        found = next(entry for entry in files("stardist") or [] if entry.name == name)
-    except (PackageNotFoundError, StopIteration):
+        entries = files("stardist") or []
+    except PackageNotFoundError:
         print(f"fetching the demo's image from PyPI ({STARDIST}, data only)", flush=True)
         subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--no-deps", STARDIST], check=True)
-        return stardist_file_once(name)
-    return Path(str(found.locate()))
-
-
-def stardist_file_once(name: str) -> Path:
-    found = next(entry for entry in files("stardist") or [] if entry.name == name)
-    return Path(str(found.locate()))
+        entries = files("stardist") or []
+    return Path(str(next(entry for entry in entries if entry.name == name).locate()))
 
 
 def cut_tiles(out: Path) -> tuple[Path, Path]:
