@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from segship.cli.options import print_json, table, with_engine, with_output
+from segship.cli.options import cell, print_json, with_engine, with_output
 
 
 @click.command()
@@ -32,6 +32,7 @@ def inspect(package: str, as_json: bool, quiet: bool, verbose: bool) -> None:
 def verify(package: str, precisions: tuple[str, ...], as_json: bool, quiet: bool, verbose: bool, **engine: Any) -> int:
     """Check PACKAGE's hashes, then run its own golden sample here and compare every stage. Exit code 3 if it fails."""
     from segship.inference.verify import verify_package
+    from segship.measure.tables import columns
 
     rows = verify_package(package, precisions=precisions or None, **{k: v for k, v in engine.items() if v is not None})
     failed = [row for row in rows if not row.passed]
@@ -39,9 +40,12 @@ def verify(package: str, precisions: tuple[str, ...], as_json: bool, quiet: bool
         print_json({"passed": not failed, "rows": [row.as_dict() for row in rows]})
     elif not quiet:
         click.echo(
-            table(
+            columns(
                 ["precision", "stage", "max |Δ|", "allowed", ""],
-                [[r.precision, r.stage, r.max_abs, r.allowed, "ok" if r.passed else "FAILED"] for r in rows],
+                [
+                    [r.precision, r.stage, cell(r.max_abs), cell(r.allowed), "ok" if r.passed else "FAILED"]
+                    for r in rows
+                ],
             )
         )
         click.echo("hashes ok; golden sample " + ("FAILED" if failed else "ok"))
