@@ -21,7 +21,7 @@ from segship.measure.evaluate import evaluate
 from segship.measure.gallery import choose_pictures
 from segship.metrics import nuclei
 from segship.metrics.evaluation import Evaluation, calibration_hashes, check_disjoint, drop_against, evaluate_cases
-from segship.metrics.nuclei import CaseScore
+from segship.metrics.scores import CaseScore
 from segship.package import Package, open_package, update_package
 
 
@@ -44,7 +44,7 @@ def test_scores_are_those_of_each_prediction(package: Package, cells: Path) -> N
     dataset = open_dataset(cells)
     with Predictor.open(package) as predictor:
         found = evaluate_cases(predictor, dataset, batch=4)
-        expected = [nuclei.score_case(p.logits, p.masks, c) for c in dataset.cases for p in [predictor(c.read_image())]]
+        expected = [nuclei.score_case(predictor(c.read_image()), c) for c in dataset.cases]
     assert [score.id for score in found.scores] == dataset.ids
     for score, wanted in zip(found.scores, expected, strict=True):
         assert score.values == pytest.approx(wanted.values, abs=1e-3)

@@ -16,7 +16,7 @@ from scipy.special import expit
 from segship.errors import DatasetError, UsageError
 from segship.metrics import get_scorer, nuclei
 from segship.metrics.bootstrap import paired_bootstrap, worst_case
-from segship.metrics.files import score_files
+from segship.metrics.files_dsb2018 import score_files
 
 MASKS = arrays(np.bool_, st.tuples(*[st.integers(1, 3), st.integers(1, 9), st.integers(1, 9)]))
 

@@ -8,7 +8,6 @@ from typing import Any
 import click
 
 from segship.cli.options import IntList, NameList, Size, print_json, progress_bar, with_engine, with_output
-from segship.errors import UsageError
 
 
 @click.command()
@@ -49,32 +48,18 @@ def evaluate(
 @click.argument("pred", type=click.Path())
 @click.option("--layout", default=None, help="Layout of the ground truth [recognised].")
 @click.option("--split", default=None, help="Only this split's cases.")
-@click.option("--size", type=Size(), default="96x96", show_default=True, help="The network's size, for raw logits.")
+@click.option(
+    "--size", "size_hw", type=Size(), default=None, help="dsb2018: the network's size, for raw logits [96x96]."
+)
 @click.option("--allow-missing", is_flag=True, help="Score only the cases that have a prediction.")
 @with_output
-def score(
-    world: str,
-    gt: str,
-    pred: str,
-    layout: str | None,
-    split: str | None,
-    size: tuple[int, int],
-    allow_missing: bool,
-    as_json: bool,
-    quiet: bool,
-    verbose: bool,
-) -> None:
+def score(world: str, gt: str, pred: str, as_json: bool, quiet: bool, verbose: bool, **rest: Any) -> None:
     """Metrics of PRED (masks, or raw logits <id>_0.bin) against GT, in WORLD's terms; no package is needed."""
-    from segship.metrics import WORLDS
     from segship.metrics.files import score_files
 
-    if world not in WORLDS:
-        raise UsageError(f"no world is called '{world}'; there are: {', '.join(WORLDS)}")
-
+    options = {name: value for name, value in rest.items() if value is not None}
     with progress_bar(quiet) as progress:
-        found = score_files(
-            gt, pred, layout=layout, split=split, size_hw=size, allow_missing=allow_missing, progress=progress
-        )
+        found = score_files(world, gt, pred, progress=progress, **options)
     if as_json:
         print_json(found.as_dict())
     elif not quiet:

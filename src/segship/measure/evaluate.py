@@ -30,7 +30,7 @@ from segship.measure.environment import environment, executed_by
 from segship.measure.gallery import choose_pictures, write_pictures
 from segship.metrics import get_scorer
 from segship.metrics.evaluation import Evaluation, drop_against, evaluate_cases
-from segship.metrics.nuclei import CaseScore
+from segship.metrics.scores import CaseScore
 from segship.package import Package, dump_json, open_package, update_package
 
 Progress = Callable[[int, int, str], None]

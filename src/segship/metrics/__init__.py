@@ -2,8 +2,9 @@
 
     METRICS: dict[str, str]                       metric name -> what it is, in one line
     DEFAULT: str                                  the field's own number
-    score_case(logits, masks, case) -> CaseScore  one case; see nuclei.score_case for the arguments
+    score_case(prediction, case) -> CaseScore     one case: inference.prediction.Prediction, datasets.Case
     summarise(scores) -> dict[str, float]         the numbers over all cases
+    table(values, names=None) -> str              those numbers as lines for the terminal
 
 and is found by the name that stands in a manifest's ``metric.scorer``.
 """
@@ -16,8 +17,6 @@ from types import ModuleType
 from segship.errors import UsageError
 
 SCORERS = ("nuclei",)
-WORLDS = {"dsb2018": "nuclei"}
-"""the names that ``segship score WORLD`` takes"""
 
 
 def get_scorer(name: str) -> ModuleType:

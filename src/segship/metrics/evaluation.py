@@ -21,7 +21,7 @@ from segship.inference.preprocess import prepare
 from segship.manifest import Drop
 from segship.metrics import get_scorer
 from segship.metrics.bootstrap import paired_bootstrap, worst_case
-from segship.metrics.nuclei import CaseScore
+from segship.metrics.scores import CaseScore
 
 Progress = Callable[[int, int, str], None]
 OnCase = Callable[[Case, Prediction, CaseScore], None]
@@ -90,7 +90,7 @@ def evaluate_cases(
             pixels[case.id] = pixel_sha256(found.image.pixels)
             if calibration:
                 _refuse(case.id, found.image, calibration, predictor)
-            score = scorer.score_case(found.logits, found.masks, case)
+            score = scorer.score_case(found, case)
             scores.append(score)
             if on_case is not None:
                 on_case(case, found, score)

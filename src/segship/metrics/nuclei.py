@@ -14,14 +14,16 @@ an image are always pooled together.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit
 
+from segship.datasets import Case
 from segship.errors import DatasetError
+from segship.inference.prediction import Prediction
+from segship.metrics.scores import CaseScore
 
 Bool = NDArray[np.bool_]
 Float = NDArray[np.float32]
@@ -41,30 +43,6 @@ METRICS = {
     "iou-full": "IoU per image on the input's own grid against the mask as stored, then the mean over images",
     "dice": "Dice per image at network size, probability > 0.5, then the mean over images",
 }
-
-
-class ScoredCase(Protocol):
-    """What a scorer asks of a data set's case."""
-
-    @property
-    def id(self) -> str: ...
-
-    def target(self) -> Bool:
-        """(K, H, W) bool at the image's own size."""
-        ...
-
-    def target_network(self, height: int, width: int) -> Bytes:
-        """(K, height, width) uint8 0..255 on the network's grid."""
-        ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class CaseScore:
-    """One case's numbers. ``values`` are per-case metrics; ``counts`` are the sums that pooled metrics need."""
-
-    id: str
-    values: dict[str, float]
-    counts: dict[str, float] = field(default_factory=dict)
 
 
 def iou(prediction: Bool, target: Bool) -> float:
@@ -128,10 +106,11 @@ def score_masks(case_id: str, predicted: Bool, target: Bytes | Bool, suffix: str
     return CaseScore(id=case_id, values=values, counts=counts)
 
 
-def score_case(logits: Float, masks: Bool, case: ScoredCase) -> CaseScore:
-    """Score one prediction: logits (K, h, w) on the network's grid, masks (K, H, W) on the input's own grid."""
+def score_case(prediction: Prediction, case: Case) -> CaseScore:
+    """Score one prediction: its logits on the network's grid, its masks on the grid that it is on (the input's)."""
+    logits = prediction.logits
     height, width = logits.shape[1:]
-    return score_arrays(case.id, logits, case.target_network(height, width), masks, case.target())
+    return score_arrays(case.id, logits, case.target_network(height, width), prediction.masks, case.target())
 
 
 def summarise(scores: Sequence[CaseScore], batch: int = BATCH) -> dict[str, float]:
