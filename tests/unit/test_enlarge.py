@@ -1,0 +1,87 @@
+"""Labels on the full grid without full-size scores: the same as interpolating every class."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from segship.inference.enlarge import above_on_grid, argmax_on_grid, first_maximum, resample_one_by_one
+from segship.inference.resample import Rule, Spacing
+
+sides = st.tuples(st.integers(1, 9), st.integers(1, 12), st.integers(1, 12))
+targets = st.tuples(st.integers(1, 14), st.integers(1, 20), st.integers(1, 20))
+spacings = st.sampled_from([(1.0, 1.0, 1.0), (5.0, 1.0, 1.0), (1.0, 1.0, 6.0), (1.0, 4.0, 1.0)])
+
+
+def rule(order: int = 1, kind: str = "spline") -> Rule:
+    return Rule(order=order, order_z=0, separate_z="auto", anisotropy_threshold=3, kind=kind)  # type: ignore[arg-type]
+
+
+def smooth(seed: int, classes: int, side: tuple[int, ...], blocks: int) -> np.ndarray:
+    """Scores with uniform regions and borders, as a trained network gives them."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.normal(0, 3, (classes, *(-(-n // blocks) for n in side)))
+    for axis in (1, 2, 3):
+        coarse = coarse.repeat(blocks, axis=axis)
+    cut = coarse[:, : side[0], : side[1], : side[2]]
+    return (cut + rng.normal(0, 0.3, cut.shape)).astype(np.float32)
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    seed=st.integers(0, 2**31),
+    classes=st.integers(1, 5),
+    side=sides,
+    shape=targets,
+    spacing=spacings,
+    blocks=st.integers(1, 6),
+    kind=st.sampled_from(["spline", "torch", "torch-align-corners"]),
+)
+def test_labels_are_those_of_interpolating_every_class(
+    seed: int,
+    classes: int,
+    side: tuple[int, int, int],
+    shape: tuple[int, int, int],
+    spacing: Spacing,
+    blocks: int,
+    kind: str,
+) -> None:
+    scores = smooth(seed, classes, side, blocks)
+    how, even = rule(kind=kind), (1.0, 1.0, 1.0)
+    full = np.stack(list(resample_one_by_one(scores, shape, how, spacing, even)))
+    clear = np.ones(shape, bool)
+    if classes > 1:
+        ordered = np.sort(full, axis=0)
+        clear = ordered[-1] - ordered[-2] > 1e-4
+    got = argmax_on_grid(scores, shape, how, spacing, even)
+    assert got.shape == shape
+    assert (got == full.argmax(axis=0))[clear].all()
+    above = above_on_grid(scores, 0.5, shape, how, spacing, even)
+    assert (above == (full > 0.5))[np.abs(full - 0.5) > 1e-4].all()
+
+
+@pytest.mark.parametrize("order", [0, 3])
+def test_other_orders_interpolate_class_by_class(order: int) -> None:
+    scores = smooth(3, 3, (4, 7, 6), 2)
+    even = (1.0, 1.0, 1.0)
+    full = np.stack(list(resample_one_by_one(scores, (6, 5, 9), rule(order), even, even)))
+    assert (argmax_on_grid(scores, (6, 5, 9), rule(order), even, even) == full.argmax(axis=0)).all()
+
+
+def test_more_than_256_classes_need_16_bits() -> None:
+    scores = np.zeros((300, 1, 2, 2), np.float32)
+    scores[299, 0, 0, 0] = 1
+    scores[7, 0, 1, 1] = 1
+    got = argmax_on_grid(scores, (1, 4, 4), rule(), (1.0, 1.0, 1.0), (1.0, 1.0, 1.0))
+    assert got.dtype == np.uint16
+    assert got[0, 0, 0] == 299
+    assert got[0, 3, 3] == 7
+
+
+def test_the_first_of_equal_scores_wins_and_scores_stay_as_they_were() -> None:
+    scores = np.stack([np.zeros((2, 2)), np.zeros((2, 2)), np.full((2, 2), -1)]).astype(np.float32)
+    kept = scores.copy()
+    assert (first_maximum(iter(scores)) == 0).all()
+    assert (scores == kept).all()
