@@ -1,6 +1,7 @@
 # make demo    set up, then the main job on a real image set, ending in a report to open
 # make test    set up, then all tests
 # make check   format, lint, types and the fast tests: before every commit
+# make interop environments of their own for the programs that the benchmarks stand beside (.interop/)
 #
 # On Linux a plain `pip install torch` may bring gigabytes of CUDA. TORCH_INDEX names an index that has the CPU
 # wheel (PyTorch's own is https://download.pytorch.org/whl/cpu):  make demo TORCH_INDEX=…
@@ -11,7 +12,7 @@ DATA ?=
 BIN = $(VENV)/bin
 SETUP = $(VENV)/.ready
 
-.PHONY: setup demo test check format docs clean
+.PHONY: setup demo test check format docs interop clean
 
 setup: $(SETUP)
 
@@ -40,6 +41,13 @@ format: $(SETUP)
 
 docs: $(SETUP)
 	$(BIN)/python -c "import json; from segship.manifest import manifest_json_schema as schema; open('docs/manifest.schema.json', 'w').write(json.dumps(schema(), indent=2, sort_keys=True) + '\n')"
+
+interop: .interop/rembg/.ready .interop/pytorch/.ready
+
+.interop/%/.ready: benchmarks/interop/%.txt
+	$(PYTHON) -m venv .interop/$*
+	.interop/$*/bin/python -m pip install -q $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX),) -r $<
+	@touch $@
 
 clean:
 	rm -rf $(VENV) out build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
