@@ -18,15 +18,17 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 from types import ModuleType
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from segship.errors import EngineError, SegshipError, UsageError
 from segship.manifest import Executed
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint, EntryPoints
 
 MODULE_NAMES = ("NAME", "INSTALL", "PRECISIONS", "TOLERANCE", "availability", "open_session")
 BUILT_IN = ("openvino", "onnxruntime", "pytorch", "fake")
@@ -70,6 +72,8 @@ class SessionOptions:
     """compile for exactly this input shape; None keeps batch (and size, where the graph allows) dynamic"""
     profile: bool = False
     """collect per-layer times, so that `executed` rests on a profile"""
+    graph_sha256: str | None = None
+    """of the graph file, where the caller has just checked it; an engine that needs it then reads the file no more"""
 
 
 class Session(Protocol):
@@ -92,23 +96,28 @@ class Session(Protocol):
     def close(self) -> None: ...
 
 
+def _outside() -> EntryPoints:
+    from importlib import metadata  # slow to import, and to read: only for a name that is not built in
+
+    return metadata.entry_points(group="segship.engines")
+
+
 def engine_names() -> tuple[str, ...]:
     """Built-in engines first, then those that installed packages bring."""
-    outside = sorted(e.name for e in metadata.entry_points(group="segship.engines") if e.name not in BUILT_IN)
-    return (*BUILT_IN, *outside)
+    return (*BUILT_IN, *sorted(entry.name for entry in _outside() if entry.name not in BUILT_IN))
 
 
 def get_engine(name: str) -> ModuleType:
     """The engine's module. Raises UsageError for a name that nothing provides."""
     if name in BUILT_IN:
         return importlib.import_module(f"segship.engines.{name}")
-    for entry in metadata.entry_points(group="segship.engines"):
+    for entry in _outside():
         if entry.name == name:
             return _load_outside(entry)
     raise UsageError(f"no engine is called '{name}'; there are: {', '.join(engine_names())}")
 
 
-def _load_outside(entry: metadata.EntryPoint) -> ModuleType:
+def _load_outside(entry: EntryPoint) -> ModuleType:
     try:
         module = entry.load()
     except Exception as error:  # it is another's code: whatever it raises, the other engines stay usable

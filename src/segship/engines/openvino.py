@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import importlib
 import logging
 import queue
 import re
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -41,23 +43,53 @@ _DRIVER = {
 _KINDS = {"u8": "i8", "i8": "i8"}
 
 
+# What `import openvino` imports inside a `try` and goes on without: its model converter, a third of the time that the
+# import takes, and the usage statistics that the converter loads and sends.
+_CONVERTER = "openvino.tools.ovc"
+_OPTIONAL = (_CONVERTER, "openvino_telemetry")
+
+
 @functools.cache
 def _import() -> Any:
-    """The openvino package, without the usage statistics that its model converter loads and sends."""
-    name = "openvino_telemetry"
-    hide = name not in sys.modules
-    if hide:
-        sys.modules[name] = None  # type: ignore[assignment]  # an import of it now fails, and openvino uses its stub
+    """The openvino package, without the parts in `_OPTIONAL`. Raises EngineMissing."""
     try:
-        import openvino
+        return importlib.import_module(NAME) if NAME in sys.modules else _import_lean()
     except ImportError as error:
         raise EngineMissing(
             f"engine 'openvino' cannot be imported ({common.last_line(error)}); type: {INSTALL}"
         ) from None
+
+
+def _import_lean() -> Any:
+    """Import openvino with its optional parts hidden; whoever else uses it in this process still finds them.
+
+    An import of a name that is None in `sys.modules` fails, and openvino goes on as on a machine where that part is
+    not installed. Afterwards the names are free again, and ``openvino.convert_model`` is looked up when asked for.
+    """
+    hidden = [name for name in _OPTIONAL if name not in sys.modules]
+    for name in hidden:
+        sys.modules[name] = None  # type: ignore[assignment]
+    try:
+        openvino: Any = importlib.import_module(NAME)
+    except ImportError:
+        openvino = None  # this version does not go on
     finally:
-        if hide:
+        for name in hidden:
             sys.modules.pop(name, None)
+    if openvino is None:
+        return importlib.import_module(NAME)
+    if not hasattr(openvino, "__getattr__"):
+        openvino.__getattr__ = functools.partial(_late, openvino)  # PEP 562
     return openvino
+
+
+def _late(openvino: Any, name: str) -> Any:
+    """What `import openvino` leaves behind because of its converter, found when first asked for."""
+    if name in ("tools", "convert_model"):
+        with suppress(ImportError):
+            openvino.convert_model = importlib.import_module(_CONVERTER).convert_model
+            return getattr(openvino, name)
+    raise AttributeError(f"module 'openvino' has no attribute '{name}'")
 
 
 @functools.cache
@@ -286,10 +318,12 @@ def _cache_folder(graph: Path, options: SessionOptions, version: str) -> Path | 
     """
     if options.cache_dir is None:
         return None
-    with graph.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256")
-    digest.update(f"{version}|{processor().label}|{options.static_shape}".encode())
-    folder = Path(options.cache_dir) / digest.hexdigest()[:32]
+    content = options.graph_sha256
+    if content is None:
+        with graph.open("rb") as file:
+            content = hashlib.file_digest(file, "sha256").hexdigest()
+    depends = f"{content}|{version}|{processor().label}|{options.static_shape}"
+    folder = Path(options.cache_dir) / hashlib.sha256(depends.encode()).hexdigest()[:32]
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -55,11 +55,12 @@ class Members:
                 if size is not None and options.static_shape is None:
                     shape = (size, self.manifest.network.input_channels, *self._input_size())
                     options = replace(options, static_shape=shape)
-                self._opened[size] = [
-                    open_session(self.engine, self.package.graph_path(self.variant.precision, member), options)
-                    for member in self.manifest.network.members
-                ]
+                self._opened[size] = [self._open(member, options) for member in self.manifest.network.members]
             return self._opened[size]
+
+    def _open(self, member: str, options: SessionOptions) -> Session:
+        graph = self.package.graph_path(self.variant.precision, member)
+        return open_session(self.engine, graph, replace(options, graph_sha256=self.variant.sha256[member]))
 
     def _input_size(self) -> tuple[int, ...]:
         if self.manifest.network.size is not None:
