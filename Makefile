@@ -42,7 +42,7 @@ format: $(SETUP)
 docs: $(SETUP)
 	$(BIN)/python -c "import json; from segship.manifest import manifest_json_schema as schema; open('docs/manifest.schema.json', 'w').write(json.dumps(schema(), indent=2, sort_keys=True) + '\n')"
 
-interop: .interop/rembg/.ready .interop/pytorch/.ready
+interop: .interop/rembg/.ready .interop/pytorch/.ready .interop/pysodmetrics/.ready
 
 .interop/%/.ready: benchmarks/interop/%.txt
 	$(PYTHON) -m venv .interop/$*

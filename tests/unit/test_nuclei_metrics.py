@@ -152,7 +152,7 @@ def test_shape_mismatch_is_explained() -> None:
 def test_scorers_are_found_by_name() -> None:
     assert get_scorer("nuclei") is nuclei
     with pytest.raises(UsageError, match="nuclei"):
-        get_scorer("sod")
+        get_scorer("kidneys")
 
 
 # --- differences between precisions ------------------------------------------------------------------------------

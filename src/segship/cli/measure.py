@@ -13,7 +13,7 @@ from segship.cli.options import IntList, NameList, Size, print_json, progress_ba
 @click.command()
 @click.argument("package", type=click.Path())
 @click.argument("dataset", type=click.Path())
-@click.option("--layout", default=None, help="dsb2018, prepared or folders [recognised].")
+@click.option("--layout", default=None, help="dsb2018, prepared, folders or sod [recognised].")
 @click.option("--split", default=None, help="Validation part of a named split (default, ascend) or of a file of ids.")
 @click.option("--exclude", multiple=True, help="Leave this case out.")
 @click.option("--precision", type=NameList(), default="fp32", show_default=True, help="One or several, e.g. fp32,int8.")
@@ -45,25 +45,41 @@ def evaluate(
 @click.command()
 @click.argument("world", type=str)
 @click.argument("gt", type=click.Path())
-@click.argument("pred", type=click.Path())
+@click.argument("preds", metavar="PRED...", nargs=-1, required=True, type=click.Path())
 @click.option("--layout", default=None, help="Layout of the ground truth [recognised].")
 @click.option("--split", default=None, help="Only this split's cases.")
-@click.option(
-    "--size", "size_hw", type=Size(), default=None, help="dsb2018: the network's size, for raw logits [96x96]."
-)
+@click.option("--size", "size_hw", type=Size(), help="dsb2018: the network's size, for raw logits [96x96].")
+@click.option("--resize", default=None, help="sod: how a map is brought to its label's size [pillow:bilinear].")
+@click.option("--compat", default=None, help="sod: also the numbers of another tool: magicmind or author.")
 @click.option("--allow-missing", is_flag=True, help="Score only the cases that have a prediction.")
+@click.option("--per-image", type=click.Path(path_type=Path), help="Write every case's numbers to this CSV file.")
 @with_output
-def score(world: str, gt: str, pred: str, as_json: bool, quiet: bool, verbose: bool, **rest: Any) -> None:
-    """Metrics of PRED (masks, or raw logits <id>_0.bin) against GT, in WORLD's terms; no package is needed."""
-    from segship.metrics.files import score_files
+def score(
+    world: str,
+    gt: str,
+    preds: tuple[str, ...],
+    per_image: Path | None,
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
+    **rest: Any,
+) -> None:
+    """Metrics of PRED against GT in WORLD's terms (dsb2018: masks or raw logits; sod: saliency maps); no package is
+    needed. Several folders PRED stand side by side.
+    """
+    from segship.measure.scoring import as_csv, as_dict, as_text, score_sets
 
     options = {name: value for name, value in rest.items() if value is not None}
     with progress_bar(quiet) as progress:
-        found = score_files(world, gt, pred, progress=progress, **options)
+        found = score_sets(world, gt, preds, progress=progress, **options)
+    if per_image is not None:
+        from segship.inference.writers import write_bytes
+
+        write_bytes(per_image, as_csv(found).encode())
     if as_json:
-        print_json(found.as_dict())
+        print_json(as_dict(found))
     elif not quiet:
-        click.echo(found.as_text())
+        click.echo(as_text(found))
 
 
 @click.command()

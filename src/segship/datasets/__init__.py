@@ -3,6 +3,7 @@
 dsb2018    <id>/images/<id>.png + <id>/masks/*.png, a folder or the zip as downloaded
 prepared   images/<id>.png + masks/0/<id>.png, as `segship prepare dsb2018` writes it
 folders    images/ and masks/ whose files share their stems: a user's own data
+sod        Image/ + Mask/, DUTS-TE-Image/ + DUTS-TE-Mask/, .jpg beside .png …: salient objects, grey masks
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ from segship.datasets.cases import Bool, Bytes, Case, Dataset, MaskCache, divide
 from segship.datasets.dsb2018_splits import SPLITS, facts, ids_hash, some
 from segship.datasets.dsb2018_splits import split as divide
 from segship.datasets.folders import IMAGE_SUFFIXES, MaskKind, is_paired, open_folders
+from segship.datasets.sod import is_sod, open_sod
 from segship.errors import DatasetError, UsageError
 
-LAYOUTS = ("dsb2018", "prepared", "folders")
+LAYOUTS = ("dsb2018", "prepared", "folders", "sod")
 Part = Literal["validation", "training"]
 
 __all__ = [
@@ -31,6 +33,7 @@ __all__ = [
     "Case",
     "Dataset",
     "divide_by_pixels",
+    "is_sod",
     "open_dataset",
     "recognise_layout",
 ]
@@ -59,6 +62,8 @@ def open_dataset(
         raise UsageError(f"no layout is called '{chosen}'; there are: {', '.join(LAYOUTS)}")
     if chosen == "folders":
         dataset = open_folders(root, num_classes, masks)
+    elif chosen == "sod":
+        dataset = open_sod(root)
     else:
         dataset = _from_dsb2018(root, chosen, num_classes)
     if split is not None:
@@ -78,9 +83,12 @@ def recognise_layout(root: Path) -> str:
         return "folders"
     if any(root.glob("*/images")) or any(root.glob("stage1_train/*/images")):
         return "dsb2018"
+    if is_sod(root):
+        return "sod"
     raise DatasetError(
         f"{root} is no data set that segship reads: looked for <id>/images + <id>/masks (DSB2018), images/ + masks/0 "
-        "(prepared), images/ + masks/ (paired folders); name the layout with --layout if it is one of these"
+        "(prepared), images/ + masks/ (paired folders), Image/ + Mask/ or a.jpg beside a.png (salient objects); "
+        "name the layout with --layout if it is one of these"
     )
 
 

@@ -32,6 +32,7 @@ class Case:
     source: Callable[[], bytes | Path] = field(repr=False, compare=False)
     full_target: Callable[[], Bool] = field(repr=False, compare=False)
     network_target: Callable[[int, int], Bytes] = field(repr=False, compare=False)
+    grey_target: Callable[[], Bytes] | None = field(default=None, repr=False, compare=False)
 
     def read_image(self) -> bytes | Path:
         """The image as a predictor takes it: a path, or the file's bytes where it lies in an archive."""
@@ -44,6 +45,12 @@ class Case:
     def target_network(self, height: int, width: int) -> Bytes:
         """(K, height, width) uint8 0..255 on the network's grid; soft at borders where it was reduced."""
         return self.network_target(height, width)
+
+    def target_grey(self) -> Bytes:
+        """(K, H, W) uint8 0..255 at the image's own size: the masks' own greys where the layout has them, else 0/255."""
+        if self.grey_target is not None:
+            return self.grey_target()
+        return self.target().astype(np.uint8) * np.uint8(255)
 
     def decoded(self) -> NDArray[np.generic]:
         """The stored pixels, (H, W) or (H, W, C), bit depth, alpha and orientation as in the file."""
@@ -103,7 +110,9 @@ class Dataset:
                 total.update(case.pixel_hash().encode())
             except DatasetError:
                 total.update(hashlib.sha256(case.read_bytes()).digest())
-            total.update(_hash_arrays(np.packbits(case.target())).digest())
+            # greys are part of a salient-object set; the others' masks are decisions
+            truth = case.target_grey() if self.layout == "sod" else np.packbits(case.target())
+            total.update(_hash_arrays(truth).digest())
         return total.hexdigest()
 
     def select(self, ids: Sequence[str], split: str | None = None) -> Dataset:

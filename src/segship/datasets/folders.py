@@ -52,11 +52,11 @@ def open_folders(root: Path, num_classes: int | None = None, kind: MaskKind | No
     if not is_paired(root):
         raise DatasetError(f"{root} has no images/ beside masks/; {HINT}")
     mask_root = next(root / name for name in MASK_FOLDERS if (root / name).is_dir())
-    images = _by_stem(root / "images")
+    images = by_stem(root / "images")
     if not images:
         raise DatasetError(f"{root / 'images'} holds no image; {HINT}")
     classes = sorted((p for p in mask_root.iterdir() if p.is_dir()), key=lambda p: _class_order(p.name))
-    planes = [_by_stem(folder) for folder in (classes or [mask_root])]
+    planes = [by_stem(folder) for folder in (classes or [mask_root])]
     _require_masks(images, planes, classes or [mask_root])
     files = {stem: tuple(plane[stem] for plane in planes) for stem in images}
     masks = _find_out(files, len(classes), num_classes, kind)
@@ -71,7 +71,7 @@ def open_masks(root: Path, split: str | Path | None = None) -> Dataset:
     ``split`` takes its validation ids only. The cases have masks but no image; to read one is a DatasetError.
     """
     classes = sorted((p for p in root.iterdir() if p.is_dir() and p.name.isdecimal()), key=lambda p: int(p.name))
-    planes = [_by_stem(folder) for folder in (classes or [root])]
+    planes = [by_stem(folder) for folder in (classes or [root])]
     if not planes[0]:
         raise DatasetError(f"{root} holds no mask; expected <id>.png or <class>/<id>.png")
     _require_masks(planes[0], planes, classes or [root])
@@ -102,7 +102,13 @@ def _case(stem: str, image: Path | None, files: tuple[Path, ...], masks: _Masks,
             return np.stack([read_mask(path) for path in files]).astype(np.uint8)
         return dsb2018.resize_masks(target.astype(np.uint8) * np.uint8(255), "raw", (height, width))
 
-    return Case(id=stem, source=source, full_target=full, network_target=network)
+    def grey() -> Bytes:
+        if masks.kind != "binary":
+            return full().astype(np.uint8) * np.uint8(255)
+        full()  # checked
+        return np.stack([read_mask(path) for path in files]).astype(np.uint8)
+
+    return Case(id=stem, source=source, full_target=full, network_target=network, grey_target=grey)
 
 
 def _read_planes(stem: str, files: Sequence[Path], masks: _Masks) -> Bool:
@@ -194,9 +200,10 @@ def _notes(masks: _Masks, images: dict[str, Path], planes: Sequence[dict[str, Pa
     return tuple(notes)
 
 
-def _by_stem(folder: Path) -> dict[str, Path]:
+def by_stem(folder: Path, files: Sequence[Path] | None = None) -> dict[str, Path]:
+    """Stem -> picture file of a folder (or of ``files``), hidden files left out. DatasetError for one name twice."""
     found: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
+    for path in sorted(folder.iterdir()) if files is None else files:
         if not path.is_file() or path.name.startswith(".") or path.suffix.lower() not in IMAGE_SUFFIXES:
             continue
         if path.stem in found:

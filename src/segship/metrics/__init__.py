@@ -5,6 +5,8 @@
     score_case(prediction, case) -> CaseScore     one case: inference.prediction.Prediction, datasets.Case
     summarise(scores) -> dict[str, float]         the numbers over all cases
     table(values, names=None) -> str              those numbers as lines for the terminal
+    mean_curves(scores) -> dict[str, array]       optional: curves over all cases
+    REMARKS: tuple[str, ...]                      optional: what a reader of the numbers has to know
 
 and is found by the name that stands in a manifest's ``metric.scorer``.
 """
@@ -16,7 +18,7 @@ from types import ModuleType
 
 from segship.errors import UsageError
 
-SCORERS = ("nuclei",)
+SCORERS = ("nuclei", "sod")
 
 
 def get_scorer(name: str) -> ModuleType:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from segship.errors import DatasetError, UsageError
 from segship.metrics import get_scorer
 from segship.metrics.scores import CaseScore
 
-WORLDS = ("dsb2018",)
+WORLDS = ("dsb2018", "sod")
 Progress = Callable[[int, int, str], None]
 
 
@@ -28,15 +28,22 @@ class FileScores:
     """The numbers, and what they were taken from."""
 
     scorer: str
+    name: str
+    """of the folder of predictions"""
     metrics: dict[str, float]
     scores: tuple[CaseScore, ...]
     notes: tuple[str, ...]
     dataset: Dataset
+    compat: dict[str, float] = field(default_factory=dict)
+    """numbers of another tool, under its own names"""
+    listed: tuple[str, ...] = ()
+    """per-case metrics to show case by case"""
 
     def as_dict(self) -> dict[str, object]:
         """As `score --json` prints it."""
         return {
             "metrics": self.metrics,
+            "compat": self.compat,
             "cases": len(self.scores),
             "split": self.dataset.split,
             "split_sha256": self.dataset.split_sha256,
@@ -46,8 +53,12 @@ class FileScores:
 
     def as_text(self) -> str:
         """The table for the terminal, each number with its metric's name."""
-        table = get_scorer(self.scorer).table(self.metrics)
-        return "\n".join([table, f"{len(self.scores)} cases" + _split_text(self.dataset), *self.notes])
+        scorer = get_scorer(self.scorer)
+        lines = [scorer.table(self.metrics)]
+        if self.compat:
+            lines += ["", *(f"{name}  {value:.4f}" for name, value in self.compat.items())]
+            lines += getattr(scorer, "REMARKS", ())
+        return "\n".join([*lines, f"{len(self.scores)} cases" + _split_text(self.dataset), *self.notes])
 
 
 def score_files(world: str, gt: Path | str, pred: Path | str, **options: Any) -> FileScores:
@@ -62,7 +73,8 @@ def score_files(world: str, gt: Path | str, pred: Path | str, **options: Any) ->
     known = inspect.signature(score).parameters
     foreign = sorted(name for name in options if name not in known)
     if foreign:
-        raise UsageError(f"'score {world}' has no option --{foreign[0].replace('_', '-')}; leave it out")
+        option = foreign[0].removesuffix("_hw").replace("_", "-")
+        raise UsageError(f"'score {world}' has no option --{option}; leave it out")
     found: FileScores = score(gt, pred, **options)
     return found
 

@@ -57,7 +57,12 @@ def score_files(
         if progress is not None:
             progress(done + 1, len(truth.cases), case.id)
     return FileScores(
-        scorer="nuclei", metrics=nuclei.summarise(scores), scores=tuple(scores), notes=truth.notes, dataset=truth
+        scorer="nuclei",
+        name=Path(pred).resolve().name,
+        metrics=nuclei.summarise(scores),
+        scores=tuple(scores),
+        notes=truth.notes,
+        dataset=truth,
     )
 
 

@@ -18,3 +18,5 @@ class CaseScore:
     """sums of pixels, added up before they are divided"""
     curves: dict[str, NDArray[np.float64]] = field(default_factory=dict, repr=False)
     """values by threshold, averaged over cases place by place"""
+    notes: tuple[str, ...] = ()
+    """what was done to this case's prediction before it was scored"""
