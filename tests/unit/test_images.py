@@ -189,9 +189,11 @@ def test_first_frame_is_used_and_noted() -> None:
 def test_rgb8_is_for_looking_at() -> None:
     assert (read_image(NOISE, BGR).rgb8() == NOISE).all()
     assert (read_image(NOISE[..., 0], GREY).rgb8() == NOISE[..., :1]).all()
-    floats = read_image(NOISE.astype(np.float32) / 510, SKIMAGE).rgb8()
+    floats = read_image(NOISE.astype(np.float32) / 255, SKIMAGE).rgb8()
     assert floats.dtype == np.uint8
-    assert floats.max() == 255
+    assert (floats == NOISE).all()
+    bright = read_image(NOISE.astype(np.float32) * 40, SKIMAGE).rgb8()
+    assert bright.max() == 255
 
 
 # ---------------------------------------------------------------------------------------------- faults

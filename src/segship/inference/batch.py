@@ -10,16 +10,18 @@ import hashlib
 import json
 import os
 import platform
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from segship.engines.processor import processor
 from segship.errors import OutputError, SegshipError, UsageError
+from segship.inference.images import Image
 from segship.inference.outputs import SUFFIX, PredictOptions, keeps_pictures, output_names, write_case
 from segship.inference.prediction import class_path
 from segship.inference.predictor import Failure, Item, Predictor
@@ -29,6 +31,8 @@ from segship.package import dump_json
 Progress = Callable[[int, int, str], None]
 
 JOURNAL = "predictions.jsonl"
+KEPT_BYTES = 512 << 20
+"""decoded pictures that wait for their masks at once; those beyond are read a second time"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +45,8 @@ class PredictSummary:
     seconds: float
     record: Path
     interrupted: bool = False
+    notes: tuple[tuple[str, str], ...] = ()
+    """(input, what to know about its result): a first frame used, a constant output, no matting …"""
 
     @property
     def images_per_second(self) -> float | None:
@@ -52,6 +58,7 @@ class PredictSummary:
             "done": self.done,
             "skipped": self.skipped,
             "failed": [{"input": name, "error": message} for name, message in self.failed],
+            "notes": [{"input": name, "note": note} for name, note in self.notes],
             "seconds": round(self.seconds, 3),
             "images_per_second": None if self.images_per_second is None else round(self.images_per_second, 3),
             "interrupted": self.interrupted,
@@ -82,6 +89,7 @@ def predict_files(
     Ctrl-C (KeyboardInterrupt) leaves no half-written file; what was done is recorded and skipped the next time.
     """
     options = options or PredictOptions()
+    options.check(predictor.manifest)
     output = Path(output)
     start, started = time.perf_counter(), datetime.now(UTC)
     recipe_key = _recipe_key(predictor, options)
@@ -93,29 +101,35 @@ def predict_files(
     todo = [job for job in jobs if not _is_done(job, made.get(job.key), recipe_key, output)]
     skipped = len(jobs) - len(todo)
     failed: list[tuple[str, str]] = []
+    notes: list[tuple[str, str]] = []
+    kept = _Kept(KEPT_BYTES)
     done = 0
     finished = False
     record = output / _record_name(options)
     with _journal_writer(output) as note:
 
-        def finish(item: Item) -> SegshipError | None:
-            return _finish(predictor, item, todo[item.number], output, options, recipe_key, note)
+        def finish(item: Item) -> SegshipError | tuple[str, ...]:
+            try:
+                return _finish(predictor, item, todo[item.number], output, options, recipe_key, note)
+            finally:
+                kept.give_back(item.image)
 
         results = predictor.run(
             (job.path for job in todo),
             finish,
             batch=options.batch,
-            keep_images=keeps_pictures(options),
+            keep_images=kept.takes if keeps_pictures(options) else False,
             keep_inputs=options.stages is not None,
         )
         try:
             if progress is not None:
                 progress(skipped, len(jobs), "")
-            for job, error in zip(todo, results, strict=True):
-                if error is None:
-                    done += 1
+            for job, outcome in zip(todo, results, strict=True):
+                if isinstance(outcome, SegshipError):
+                    failed.append((job.key, str(outcome)))
                 else:
-                    failed.append((job.key, str(error)))
+                    done += 1
+                    notes += [(job.key, text) for text in outcome]
                 if progress is not None:
                     progress(skipped + done + len(failed), len(jobs), job.path.name)
             finished = True
@@ -128,6 +142,7 @@ def predict_files(
                 seconds=time.perf_counter() - start,
                 record=record,
                 interrupted=not finished,
+                notes=tuple(notes),
             )
             _write_record(record, predictor, options, summary, started, raises=finished)
     return summary
@@ -141,19 +156,41 @@ def _finish(
     options: PredictOptions,
     recipe_key: str,
     note: Callable[[dict[str, Any]], None],
-) -> SegshipError | None:
-    found = predictor.result(item, options.grid)
-    if isinstance(found, Failure):
-        return found.error
+) -> SegshipError | tuple[str, ...]:
+    """The case's notes, or why it could not be done."""
     try:
+        if item.error is None and item.image is None and keeps_pictures(options):
+            item = replace(item, image=predictor.read(job.path))
+        found = predictor.result(item, options.grid)
+        if isinstance(found, Failure):
+            return found.error
         written = write_case(found, item, job.name, output, options)
     except OutputError:
         raise  # a full disk or a read-only folder: the next file would fare no better
     except SegshipError as error:
         return error
     entry = {"input": job.key, "size": job.size, "mtime_ns": job.mtime_ns, "made_by": recipe_key}
-    note(entry | {"outputs": [_relative(path, output) for path in written]})
-    return None
+    told = {"notes": list(written.notes), "constant_output": found.constant_output}
+    note(entry | told | {"outputs": [_relative(path, output) for path in written.files]})
+    return written.notes
+
+
+class _Kept:
+    """How many bytes of decoded pictures wait for their masks: memory stays flat whatever the pictures' size."""
+
+    def __init__(self, most: int) -> None:
+        self.free = most
+        self.lock = threading.Lock()
+
+    def takes(self, image: Image) -> bool:
+        with self.lock:
+            fits = image.pixels.nbytes <= self.free
+            self.free -= image.pixels.nbytes if fits else 0
+        return fits
+
+    def give_back(self, image: Image | None) -> None:
+        with self.lock:
+            self.free += 0 if image is None else image.pixels.nbytes
 
 
 def _relative(path: Path, folder: Path) -> str:

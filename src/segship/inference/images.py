@@ -7,8 +7,8 @@ What each reader does (all limits and damage are checked before a pixel is decod
                    (in a TIFF always, whatever the manifest says: OpenCV offers no other way)
     opencv:grey    the same with IMREAD_GRAYSCALE, one channel
     pillow:rgb     Pillow's ``convert("RGB")``: 8 bits, alpha dropped; 16-bit files keep their high byte
-    skimage        as scikit-image reads: bit depth kept (bool, uint8, uint16, float32); alpha dropped, grey is one
-                   channel or repeated to three, CMYK converted to RGB
+    skimage        as scikit-image reads: bit depth kept (bool, uint8, uint16, float32); alpha dropped or kept and grey
+                   repeated or kept as one plane as the manifest says, CMYK converted to RGB
 
 Only the first frame of an animation or multi-page file is used; ``Image.notes`` says so.
 """
@@ -20,7 +20,7 @@ import hashlib
 import os
 import stat
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -29,7 +29,8 @@ import numpy as np
 
 from segship.errors import InputError, UsageError
 from segship.inference.containers import SUFFIXES, Container, inspect_container, open_with_pillow
-from segship.manifest import ImageInput
+from segship.inference.pixels import rgb8, to_8_bit, to_order
+from segship.manifest import Channel, ImageInput
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PilImage
@@ -39,6 +40,8 @@ Source = Any
 """str | Path (a file), bytes (an encoded file), PIL.Image.Image, or a numpy array (H, W) or (H, W, 1|3|4)"""
 
 _EXIF_ORIENTATION = 0x0112
+_OF_OPENCV = frozenset({"PNG", "JPEG", "TIFF", "BMP", "WebP"})
+"""formats that every build of OpenCV reads; Pillow reads the others"""
 _EIGHT_BIT = ("opencv:color", "opencv:grey", "pillow:rgb")
 
 
@@ -63,14 +66,62 @@ class Image:
     name: str
     channel_order: Literal["bgr", "rgb", "grey"]
     notes: tuple[str, ...] = ()
+    original: _Original | None = field(default=None, repr=False)
+    """for what the reader left out: colours of a picture read as grey, alpha"""
 
     @property
     def size_hw(self) -> tuple[int, int]:
         return self.pixels.shape[0], self.pixels.shape[1]
 
     def rgb8(self) -> np.ndarray:
-        """uint8 (H, W, 3) RGB for display; wider types are scaled by their range, floats by their maximum."""
-        return _rgb8(self.pixels, self.channel_order)
+        """uint8 (H, W, 3) RGB as the file shows it, in colour even where the network takes grey.
+
+        16-bit values keep their high byte; floats stand for 0..1, or are scaled by their maximum if that is larger.
+        """
+        if self.channel_order == "grey" and self.original is not None:
+            return self.original.colors()
+        return rgb8(self.pixels, self.channel_order)
+
+    def alpha8(self) -> np.ndarray | None:
+        """uint8 (H, W): the file's own alpha, which the network does not see; None where it has none."""
+        alpha = None if self.original is None else self.original.alpha()
+        return alpha if alpha is not None and alpha.shape == self.size_hw else None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Original:
+    """The source once more (encoded bytes, PIL picture or array), to be decoded by other rules."""
+
+    source: Any
+    spec: ImageInput
+    limits: Limits
+    array_order: ArrayOrder
+    name: str
+
+    def colors(self) -> np.ndarray:
+        spec = self.spec.model_copy(update={"reader": _IN_COLOR[self.spec.reader], "channel_order": "rgb"} | _RGB)
+        return read_image(self.source, spec, self.limits, self.array_order, self.name).rgb8()
+
+    def alpha(self) -> np.ndarray | None:
+        if isinstance(self.source, np.ndarray):
+            has = self.source.ndim == 3 and self.source.shape[2] == 4
+            return rgb8(self.source[..., 3:], "rgb")[..., 0] if has else None
+        if not isinstance(self.source, bytes):
+            return _alpha_of(self.source, self.spec)
+        container = inspect_container(self.source, self.name)
+        with open_with_pillow(self.source, container.format) as picture:
+            _forget_rotation(picture, self.spec)
+            return _alpha_of(picture, self.spec)
+
+
+_IN_COLOR = {"opencv:grey": "opencv:color", "skimage": "pillow:rgb"}
+_RGB = {"channels": tuple(Channel(name=name) for name in "RGB"), "grey": "expand", "alpha": "drop"}
+
+
+def _alpha_of(picture: PilImage, spec: ImageInput) -> np.ndarray | None:
+    if picture.mode not in ("RGBA", "LA", "PA", "RGBa", "La") and "transparency" not in picture.info:
+        return None
+    return np.asarray(_upright(picture, spec).convert("RGBA").getchannel("A"))
 
 
 def read_image(
@@ -94,10 +145,12 @@ def read_image(
         pixels = _from_array(source, spec, limits, array_order, label)
     elif isinstance(source, (bytes, bytearray, memoryview)):
         label = name or "bytes"
-        pixels, order, notes = _decode(bytes(source), spec, limits, label)
+        source = bytes(source)
+        pixels, order, notes = _decode(source, spec, limits, label)
     elif isinstance(source, (str, os.PathLike)):
         label = name or Path(source).name
-        pixels, order, notes = _decode(_read_bytes(Path(source), limits), spec, limits, label)
+        source = _read_bytes(Path(source), limits)
+        pixels, order, notes = _decode(source, spec, limits, label)
     elif hasattr(source, "convert") and hasattr(source, "getbands"):
         label = name or Path(getattr(source, "filename", "") or "picture").name
         _check_pixels(source.height, source.width, limits, label)
@@ -106,8 +159,9 @@ def read_image(
         raise InputError(
             f"cannot read an input of type {type(source).__name__}; give a path, bytes, a PIL image or an array"
         )
-    pixels = _to_order(pixels, order, spec.channel_order, len(spec.channels), label)
-    return Image(pixels=pixels, name=label, channel_order=spec.channel_order, notes=notes)
+    pixels = to_order(pixels, order, spec, label)
+    original = _Original(source=source, spec=spec, limits=limits, array_order=array_order, name=label)
+    return Image(pixels=pixels, name=label, channel_order=spec.channel_order, notes=notes, original=original)
 
 
 def pixel_sha256(pixels: np.ndarray) -> str:
@@ -190,12 +244,11 @@ def _decode(data: bytes, spec: ImageInput, limits: Limits, name: str) -> tuple[n
     container = inspect_container(data, name)
     _check_pixels(container.height, container.width, limits, name)
     notes = ("more than one frame; the first is used",) if container.several else ()
-    if spec.reader.startswith("opencv:"):
+    if spec.reader.startswith("opencv:") and container.format in _OF_OPENCV:
         return _decode_opencv(data, spec, container, name), _opencv_order(spec), notes
     try:
         with open_with_pillow(data, container.format) as picture:
-            if spec.exif_rotation == "ignore":
-                picture.getexif().pop(_EXIF_ORIENTATION, None)  # else Pillow turns a TIFF while loading it
+            _forget_rotation(picture, spec)
             return _from_pillow(picture, spec, name), "rgb", notes
     except InputError:
         raise
@@ -238,18 +291,16 @@ def _decode_opencv(data: bytes, spec: ImageInput, container: Container, name: st
 
 
 def _from_pillow(picture: PilImage, spec: ImageInput, name: str) -> np.ndarray:
-    """RGB (H, W, 3) or grey (H, W, 1)."""
-    if spec.exif_rotation == "apply":
-        from PIL import ImageOps
-
-        try:
-            picture = ImageOps.exif_transpose(picture)
-        except OSError as error:
-            raise InputError(
-                f"{name} cannot be decoded ({error}); it is damaged or cut short, copy that file again"
-            ) from error
+    """RGB (H, W, 3) or grey (H, W, 1); RGBA (H, W, 4) where alpha is kept."""
+    try:
+        picture = _upright(picture, spec)
+    except OSError as error:
+        raise InputError(
+            f"{name} cannot be decoded ({error}); it is damaged or cut short, copy that file again"
+        ) from error
     wide = picture.mode in ("I", "F") or picture.mode.startswith("I;16")
-    if not wide and not (spec.reader == "skimage" and picture.mode in ("1", "L", "LA", "La")):
+    as_it_is = ("1", "L", "LA", "La", *(("RGBA",) if spec.alpha == "keep" else ()))
+    if not wide and not (spec.reader == "skimage" and picture.mode in as_it_is):
         picture = picture.convert("RGB")
     elif picture.mode in ("LA", "La"):
         picture = picture.convert("L")
@@ -262,12 +313,25 @@ def _from_pillow(picture: PilImage, spec: ImageInput, name: str) -> np.ndarray:
     if picture.mode == "I" and pixels.size and pixels.min() >= 0 and pixels.max() <= 65535:
         pixels = pixels.astype(np.uint16)
     if spec.reader in _EIGHT_BIT:
-        pixels = _to_8_bit(pixels, name)
+        pixels = to_8_bit(pixels, name)
     return pixels if pixels.ndim == 3 else pixels[..., None]
 
 
+def _upright(picture: PilImage, spec: ImageInput) -> PilImage:
+    if spec.exif_rotation == "apply":
+        from PIL import ImageOps
+
+        return ImageOps.exif_transpose(picture)
+    return picture
+
+
+def _forget_rotation(picture: PilImage, spec: ImageInput) -> None:
+    if spec.exif_rotation == "ignore":
+        picture.getexif().pop(_EXIF_ORIENTATION, None)  # else Pillow turns a TIFF while loading it
+
+
 def _from_array(array: np.ndarray, spec: ImageInput, limits: Limits, order: str, name: str) -> np.ndarray:
-    """(H, W, 1) or (H, W, 3) of the same order; alpha dropped."""
+    """(H, W, 1) or (H, W, 3) of the same order; (H, W, 4) where alpha is kept."""
     if order not in ("rgb", "bgr"):
         raise UsageError(f"array_order is 'rgb' or 'bgr', not {order!r}")
     if array.ndim == 2:
@@ -280,59 +344,6 @@ def _from_array(array: np.ndarray, spec: ImageInput, limits: Limits, order: str,
     _check_pixels(array.shape[0], array.shape[1], limits, name)
     if array.dtype.kind not in "buif":
         raise InputError(f"{name} holds {array.dtype}; give uint8, uint16, bool or float32 pixels")
-    if array.shape[2] == 4:
+    if array.shape[2] == 4 and spec.alpha == "drop":
         array = array[..., :3]
-    return _to_8_bit(array, name) if spec.reader in _EIGHT_BIT else array
-
-
-def _to_8_bit(pixels: np.ndarray, name: str) -> np.ndarray:
-    if pixels.dtype == np.uint8:
-        return pixels
-    if pixels.dtype == np.bool_:
-        return pixels.astype(np.uint8) * np.uint8(255)
-    if pixels.dtype == np.uint16:  # as OpenCV and libpng: the high byte, no rounding
-        return (pixels >> 8).astype(np.uint8)
-    if pixels.dtype.kind in "iu":
-        if pixels.min() >= 0 and pixels.max() <= 255:
-            return pixels.astype(np.uint8)
-        raise InputError(
-            f"{name} holds {pixels.dtype} values outside 0..255; give uint8, or uint16 for 16-bit pictures"
-        )
-    if not np.isfinite(pixels).all():
-        raise InputError(f"{name} holds NaN or infinite values; replace them first")
-    raise InputError(
-        f"{name} holds {pixels.dtype} pixels but this network reads 8-bit pictures; give uint8 0..255, "
-        "for values of 0..1: (x * 255).round().astype(numpy.uint8)"
-    )
-
-
-def _to_order(pixels: np.ndarray, have: str, want: str, count: int, name: str) -> np.ndarray:
-    channels = pixels.shape[2]
-    if want == "grey":
-        if channels == 3 and count == 1:
-            pixels = _grey(pixels, have, name)
-    elif channels == 1 and count == 3:
-        pixels = np.repeat(pixels, 3, axis=2)
-    elif channels == 3 and have != want:
-        pixels = pixels[..., ::-1]
-    if pixels.shape[2] != count:
-        raise InputError(f"{name} has {pixels.shape[2]} channel(s), the network takes {count}; convert it first")
-    return np.ascontiguousarray(pixels)
-
-
-def _grey(pixels: np.ndarray, order: str, name: str) -> np.ndarray:
-    if pixels.dtype not in (np.uint8, np.uint16, np.float32):
-        raise InputError(f"{name} holds {pixels.dtype} colours; give a grey array, or uint8, uint16 or float32 colours")
-    code = cv2.COLOR_BGR2GRAY if order == "bgr" else cv2.COLOR_RGB2GRAY
-    return np.asarray(cv2.cvtColor(np.ascontiguousarray(pixels), code))[..., None]
-
-
-def _rgb8(pixels: np.ndarray, order: str) -> np.ndarray:
-    if pixels.dtype == np.bool_ or pixels.dtype == np.uint16:
-        pixels = _to_8_bit(pixels, "image")
-    elif pixels.dtype != np.uint8:
-        top = max(float(pixels.max()), 1e-12)
-        pixels = (np.clip(pixels / top, 0, 1) * 255).astype(np.uint8)
-    if pixels.shape[2] == 1:
-        return np.repeat(pixels, 3, axis=2)
-    return np.ascontiguousarray(pixels[..., :3][..., ::-1] if order == "bgr" else pixels[..., :3])
+    return to_8_bit(array, name) if spec.reader in _EIGHT_BIT else array

@@ -5,16 +5,19 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
 
 from segship.errors import UsageError
-from segship.inference import writers
+from segship.inference import matting, writers
+from segship.inference.cutout import check, draw
+from segship.inference.options import OutputOptions
 from segship.inference.prediction import GRIDS, Grid, Prediction, class_path
 from segship.inference.predictor import Item
+from segship.manifest import Recipe, Saliency, Threshold
 
 Format = Literal["png", "npz", "jpeg"]
 ProbabilityFormat = Literal["none", "npz", "png"]
@@ -39,6 +42,8 @@ class PredictOptions:
     """the picture with its masks tinted and outlined, in ``overlays/``"""
     instances: bool = False
     """connected components numbered 1, 2, 3 …, in ``instances/``"""
+    output: OutputOptions = field(default_factory=OutputOptions)
+    """the one image a case has: its mask, cutout or composite, and how it is made"""
     stages: Path | None = None
     """a folder for what stands between the stages, one npz an input with the keys of `Predictor.trace`"""
     raw: bool = False
@@ -66,6 +71,30 @@ class PredictOptions:
             raise UsageError("raw is the form of the saved stages; give a folder for them too (--save-stages DIR)")
         if self.palette and self.format != "png":
             raise UsageError(f"palette is a form of PNG and does not go with format {self.format}")
+        plain = self.output.kind == "mask" and not self.output.rgb_mask and not self.output.matting
+        if not plain and (self.format != "png" or self.palette):
+            form = "palette" if self.palette else f"format {self.format}"
+            raise UsageError(
+                f"{form} is a form of plain masks; leave it out for cutouts, composites, matting, rgb masks"
+            )
+        if self.output.needs_picture and self.grid == "network":
+            raise UsageError("cutouts, composites and matting lie on the picture's own grid; leave out grid network")
+
+    def check(self, recipe: Recipe) -> None:
+        """Raise UsageError now for what would fail on every picture: it does not suit the package, or a library lacks."""
+        check(recipe, self.output)
+        if self.overlay:
+            check(recipe, replace(self.output, kind="overlay"))
+        decision = recipe.decode.decision
+        undecided = isinstance(decision, Saliency) and decision.threshold is None and self.output.threshold is None
+        if undecided and (self.instances or self.palette):
+            raise UsageError("a saliency map is no decision; give a threshold too, --threshold 0.5 for example")
+        if self.output.rgb_mask and self.output.kind == "mask" and _several(recipe):
+            raise UsageError("rgb_mask is for packages of one mask; this one writes a mask for each of its classes")
+        if self.output.kind == "composite":
+            _ = self.output.backdrop
+        if self.output.estimates_alpha:
+            matting.require()
 
     def content(self) -> dict[str, object]:
         """The options that decide what the files hold."""
@@ -76,6 +105,7 @@ class PredictOptions:
             "probabilities": self.probabilities,
             "overlay": self.overlay,
             "instances": self.instances,
+            "output": self.output.content(),
             "stages": None if self.stages is None else str(self.stages),
             "raw": self.raw,
         }
@@ -107,9 +137,23 @@ def _all_unlike(names: Sequence[str]) -> bool:
     return len({name.casefold() for name in names}) == len(names)
 
 
-def write_case(found: Prediction, item: Item, name: str, output: Path, options: PredictOptions) -> list[Path]:
-    """Write all that ``options`` ask for of one prediction; returns the files. Raises OutputError."""
-    written = _write_decision(found, name, output, options)
+def _several(recipe: Recipe) -> bool:
+    """Whether a case has one mask file for each class."""
+    return isinstance(recipe.decode.decision, Threshold) and recipe.network.outputs[0].channels > 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Written:
+    """The files of one case, and what the user should know about them."""
+
+    files: tuple[Path, ...]
+    notes: tuple[str, ...]
+
+
+def write_case(found: Prediction, item: Item, name: str, output: Path, options: PredictOptions) -> Written:
+    """Write all that ``options`` ask for of one prediction. Raises OutputError."""
+    found = found.decided(options.output)
+    written, notes = _write_decision(found, name, output, options)
     if options.probabilities == "npz" and options.format != "npz":
         path = output / "probabilities" / f"{name}.npz"
         written.append(writers.write_npz(path, {"probabilities": found.probabilities}))
@@ -119,24 +163,29 @@ def write_case(found: Prediction, item: Item, name: str, output: Path, options: 
         for k, values in enumerate(maps):
             written.append(writers.write_probability_png(path if len(maps) == 1 else class_path(path, k), values))
     if options.overlay:
-        written.append(writers.write_png(output / "overlays" / f"{name}.png", found.overlay()))
+        drawn = draw(found, replace(options.output, kind="overlay"))
+        written.append(writers.write_bytes(output / "overlays" / f"{name}.png", drawn.encode()))
     if options.instances:
         written += _write_instances(found, output / "instances" / f"{name}.png")
     if options.stages is not None:
         written += _write_stages(found, item, name, options.stages, options.raw)
-    return written
+    return Written(files=tuple(written), notes=notes)
 
 
-def _write_decision(found: Prediction, name: str, output: Path, options: PredictOptions) -> list[Path]:
+def _write_decision(
+    found: Prediction, name: str, output: Path, options: PredictOptions
+) -> tuple[list[Path], tuple[str, ...]]:
+    path = output / f"{name}{SUFFIX[options.format]}"
     if options.format == "jpeg":
-        path = output / f"{name}{SUFFIX[options.format]}"
         maps = found.on_grid("network").probabilities
         # truncated, not rounded: 4uiiurz1/pytorch-nested-unet, val.py
-        return [
-            writers.write_jpeg(class_path(path, k), (values * 255).astype(np.uint8)) for k, values in enumerate(maps)
-        ]
-    path = output / f"{name}{SUFFIX[options.format]}"
-    return found.save(path, palette=options.palette, probabilities=options.probabilities == "npz")
+        levels = [(values * 255).astype(np.uint8) for values in maps]
+        return [writers.write_jpeg(class_path(path, k), values) for k, values in enumerate(levels)], found.notes
+    plain = options.output.kind == "mask" and not options.output.estimates_alpha
+    if options.format == "npz" or options.palette or (plain and _several(found.recipe)):
+        return found.save(path, palette=options.palette, probabilities=options.probabilities == "npz"), found.notes
+    image = draw(found, options.output)
+    return [writers.write_bytes(path, image.encode())], image.notes
 
 
 def _write_instances(found: Prediction, path: Path) -> list[Path]:
@@ -162,4 +211,4 @@ def _write_stages(found: Prediction, item: Item, name: str, folder: Path, raw: b
 
 
 def keeps_pictures(options: PredictOptions) -> bool:
-    return options.overlay or (options.stages is not None and not options.raw)
+    return options.overlay or options.output.needs_picture or (options.stages is not None and not options.raw)

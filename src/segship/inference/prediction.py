@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from segship.errors import EngineError, OutputError, PackageError, UsageError
 from segship.inference import writers
+from segship.inference.cutout import Rendered, render
 from segship.inference.decode import (
     argmax_index,
     class_labels,
@@ -22,12 +23,14 @@ from segship.inference.decode import (
     threshold_masks,
 )
 from segship.inference.images import Image
+from segship.inference.options import CLEANING_SIGMA, Kind, OutputOptions, changed
 from segship.inference.postprocess import clean_labels, clean_mask, components, smooth_mask
 from segship.inference.preprocess import Frame, Prepared
 from segship.manifest import Argmax, Label, Recipe, Regions, Saliency, SmoothMask, Threshold
 
 Grid = Literal["input", "network"]
 GRIDS = ("input", "network")
+CONSTANT = "the network's output is one constant: it sees nothing here"
 
 
 def decode(
@@ -70,7 +73,7 @@ class Prediction:
     grid: Grid = "input"
     activated: bool = False
     image: Image | None = None
-    """the decoded picture, kept for overlays where it was asked for"""
+    """the decoded picture, kept for overlays and cutouts where it was asked for"""
 
     @property
     def name(self) -> str:
@@ -78,7 +81,15 @@ class Prediction:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        return self.frame.notes
+        """What a user should know: that only a first frame was used, that the output is constant …"""
+        return self.frame.notes + ((CONSTANT,) if self.constant_output else ())
+
+    @cached_property
+    def constant_output(self) -> bool:
+        """Whether the network gave one value for the whole picture (a saliency map is then all zeros)."""
+        flat = self.outputs[0].reshape(len(self.outputs[0]), -1)
+        first = flat[:, :1]
+        return bool((flat[:, -1:] == first).all() and (flat == first).all())
 
     @property
     def size_hw(self) -> tuple[int, int]:
@@ -117,11 +128,22 @@ class Prediction:
         """(H, W) map as the manifest writes it: uint8 0..255 or float32 0..1. Only for saliency networks."""
         if not isinstance(self.recipe.decode.decision, Saliency):
             raise UsageError("this network gives classes, not a saliency map; use .masks, .labels or .probabilities")
-        found = saliency_map(self.outputs[0], self.recipe.decode, self._restored, self.activated)
-        for rule in self.recipe.postprocess:
-            if isinstance(rule, SmoothMask) and found.dtype == np.uint8:
-                found = smooth_mask(found, rule.sigma)
-        return found
+        found = self._map
+        cleaned = self._smoothed(writers.to_levels(found)) if self._smoothing else found
+        return cleaned if cleaned.dtype == found.dtype else cleaned.astype(np.float32) / np.float32(255)
+
+    @cached_property
+    def _map(self) -> np.ndarray:
+        return saliency_map(self.outputs[0], self.recipe.decode, self._restored, self.activated)
+
+    @property
+    def _smoothing(self) -> list[SmoothMask]:
+        return [rule for rule in self.recipe.postprocess if isinstance(rule, SmoothMask)]
+
+    def _smoothed(self, mask: np.ndarray) -> np.ndarray:
+        for rule in self._smoothing:
+            mask = smooth_mask(mask, rule.sigma)
+        return mask
 
     @cached_property
     def masks(self) -> np.ndarray:
@@ -144,7 +166,10 @@ class Prediction:
         if isinstance(decision, Saliency):
             if decision.threshold is None:
                 raise UsageError("a saliency map is no decision and this package sets no threshold; use .probabilities")
-            return np.where(self.probabilities[0] > np.float32(decision.threshold), 1, 0).astype(np.uint8)
+            levels = self._map  # a clean-up belongs behind the decision
+            scale = np.float32(255 if levels.dtype == np.uint8 else 1)
+            chosen = (levels.astype(np.float32) / scale > np.float32(decision.threshold)).astype(np.uint8)
+            return np.minimum(self._smoothed(chosen * np.uint8(255)), np.uint8(1))
         if isinstance(decision, Argmax):
             index = argmax_index(self.outputs[0], self.recipe.decode, self._restored, self.activated)
             ids = tuple(label.id for label in self.classes)
@@ -173,15 +198,18 @@ class Prediction:
 
         A separation by touching pixels, nothing learned: nuclei that touch count as one.
         """
-        masks = self.masks if not isinstance(self.recipe.decode.decision, Argmax) else self.masks[self._foreground]
+        exclusive = isinstance(self.recipe.decode.decision, Argmax)
+        masks = self.masks[self.foreground_classes] if exclusive else self.masks
         numbered = [components(mask, connectivity) for mask in masks]
         most = max((count for _, count in numbered), default=0)
         stacked = np.stack([array for array, _ in numbered]).astype(np.uint16 if most <= 65535 else np.uint32)
         return stacked[0] if len(stacked) == 1 else stacked
 
     @property
-    def _foreground(self) -> np.ndarray:
-        return np.array([label.id != 0 for label in self.classes])
+    def foreground_classes(self) -> np.ndarray:
+        """(K,) bool: which of `classes` are objects, which is all but the one of id 0."""
+        chosen = np.array([label.id != 0 for label in self.classes])
+        return chosen if chosen.any() else np.ones_like(chosen)
 
     def on_grid(self, grid: Grid) -> Prediction:
         """The same answer on the input's or the network's grid."""
@@ -189,14 +217,67 @@ class Prediction:
             raise UsageError(f"grid is one of {', '.join(GRIDS)}, not {grid!r}")
         return self if grid == self.grid else replace(self, grid=grid)
 
-    def overlay(self) -> np.ndarray:
-        """The picture with every class tinted and outlined in its colour: uint8 (H, W, 3) RGB, on the input's grid."""
+    def decided(self, options: OutputOptions) -> Prediction:
+        """The same answer decided as ``options`` say: at another threshold, single masks cleaned."""
+        decode, rules = self.recipe.decode, self.recipe.postprocess
+        if options.threshold is not None:
+            decision = decode.decision.model_copy(update={"threshold": options.threshold})
+            decode = decode.model_copy(update={"decision": decision})
+        if options.clean_mask and isinstance(decode.decision, Saliency | Threshold):
+            rules = (*rules, SmoothMask(sigma=CLEANING_SIGMA))
+        if decode is self.recipe.decode and rules is self.recipe.postprocess:
+            return self
+        return replace(self, recipe=self.recipe.model_copy(update={"decode": decode, "postprocess": rules}))
+
+    # ------------------------------------------------------------------------------------------- images
+
+    @cached_property
+    def picture(self) -> np.ndarray:
+        """uint8 (H, W, 3) RGB as the file shows it, turned as the masks are. Raises UsageError where it was not kept."""
         if self.image is None:
             raise UsageError("the picture was not kept; call the model on a single input, or stream(keep_images=True)")
-        shown = self.on_grid("input")
-        keep = self._foreground if len(self.classes) == len(shown.masks) else np.ones(len(shown.masks), bool)
-        colors = [label.color for label, wanted in zip(self.classes, keep, strict=True) if wanted]
-        return writers.draw_overlay(self.image.rgb8(), shown.masks[keep], colors)
+        return self.image.rgb8()
+
+    def render(self, options: OutputOptions | None = None, /, **changes: Any) -> Rendered:
+        """The image that `OutputOptions` describe, with what is to be said about it; ``changes`` are its fields.
+
+        Raises UsageError where this package's answer, or a picture that was not kept, does not allow it.
+        """
+        return render(self, changed(options, changes))
+
+    def cutout(self, options: OutputOptions | None = None, /, **changes: Any) -> np.ndarray:
+        """uint8 (H, W, 4): the picture's colours, and as alpha how much each pixel belongs to an object.
+
+        model("cat.jpg").cutout(matting=True)
+        """
+        return self.render(options, **(changes | {"kind": "cutout"})).pixels
+
+    def composite(self, background: Any = None, options: OutputOptions | None = None, /, **changes: Any) -> np.ndarray:
+        """The object over a colour ('white', '#rrggbb', 'r,g,b[,a]') or over an image, resized to cover.
+
+        uint8 (H, W, 3), or (H, W, 4) where the colour is not opaque; without a background: over white.
+        """
+        if background is not None:
+            changes["background"] = background
+        return self.render(options, **(changes | {"kind": "composite"})).pixels
+
+    def overlay(self, options: OutputOptions | None = None, /, **changes: Any) -> np.ndarray:
+        """The picture with what was found tinted and outlined: uint8 (H, W, 3) RGB, on the input's grid.
+
+        A class has its own colour; a saliency map tints as strongly as it says and is outlined at half.
+        """
+        return self.render(options, **(changes | {"kind": "overlay"})).pixels
+
+    def encode(self, kind: Kind | None = None, options: OutputOptions | None = None, **changes: Any) -> bytes:
+        """PNG bytes of a mask, cutout, composite or overlay: the ones that ``segship predict`` writes.
+
+        Several independent classes give one mask each on disk and one map of their ids here.
+
+            model(image_bytes).encode("cutout")
+        """
+        if kind is not None:
+            changes["kind"] = kind
+        return self.render(options, **changes).encode()
 
     def save(self, path: str | Path, *, palette: bool = False, probabilities: bool = False) -> list[Path]:
         """Write the decision; the suffix chooses the form. Returns the files written.
@@ -213,10 +294,8 @@ class Prediction:
         if path.suffix.lower() != ".png":
             raise OutputError(f"{path.name}: masks are kept as .png or .npz (lossless); choose one of these suffixes")
         decision = self.recipe.decode.decision
-        if isinstance(decision, Saliency):
-            found = self.saliency
-            exact = found.dtype == np.uint8
-            return [writers.write_png(path, found) if exact else writers.write_probability_png(path, found)]
+        if isinstance(decision, Saliency) and not palette:
+            return [writers.write_png(path, writers.to_levels(self.saliency))]
         if palette:
             colors = {label.id: label.color for label in self.recipe.labels}
             return [writers.write_palette_png(path, self.labels, colors)]

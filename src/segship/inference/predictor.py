@@ -246,14 +246,14 @@ class Predictor:
         finish: Callable[[Item], R],
         *,
         batch: int | None = None,
-        keep_images: bool = False,
+        keep_images: bool | Callable[[Image], bool] = False,
         keep_inputs: bool = False,
         threads: int | None = None,
     ) -> Generator[R, None, None]:
         """The chain under `stream`: ``finish`` is called in threads of its own with each item, results come in order.
 
         An item that failed has ``error`` set and no outputs. ``finish`` must not raise for a single input's fault:
-        whatever it raises ends the run.
+        whatever it raises ends the run. ``keep_images`` may be a question asked of each picture.
         """
         size = self.batch if batch is None else batch
         if size < 1:
@@ -273,7 +273,7 @@ class Predictor:
         writers = threads or helper_threads()
         return ordered_map(finish, in_order(groups), workers=writers, ahead=size + writers)
 
-    def _read_item(self, number: int, source: Source, *, keep_image: bool) -> Item:
+    def _read_item(self, number: int, source: Source, *, keep_image: bool | Callable[[Image], bool]) -> Item:
         name = source_name(source)
         try:
             image = self.read(source)
@@ -283,7 +283,7 @@ class Predictor:
         except MemoryError:
             too_large = InputError(f"{name} does not fit into this machine's memory; cut it into tiles")
             return Item(number=number, name=name, error=too_large)
-        kept = image if keep_image else None
+        kept = image if (keep_image(image) if callable(keep_image) else keep_image) else None
         return Item(number=number, name=name, frame=prepared.frame, x=prepared.x, image=kept)
 
     def _infer_items(self, group: list[Item], batch: int, keep_inputs: bool) -> list[Item]:
