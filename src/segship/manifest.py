@@ -66,6 +66,14 @@ class ImageInput(_Strict):
     channels: tuple[Channel, ...] = Field(min_length=1, description="in the order the network takes them")
     channel_order: Literal["bgr", "rgb", "grey"]
     exif_rotation: Literal["apply", "ignore"]
+    grey: Literal["expand", "keep"] = Field(
+        default="expand",
+        description="a grey picture where colours are taken. expand: every channel the same. keep: one plane, until a "
+        "step `channels` repeats it",
+    )
+    alpha: Literal["drop", "keep"] = Field(
+        default="drop", description="keep: a fourth plane behind R, G, B, until a step `channels` drops it"
+    )
 
 
 class VolumeInput(_Strict):
@@ -109,11 +117,16 @@ class ResizeKeepRatio(_Strict):
 
 
 class Normalize(_Strict):
-    """``(x - subtract[c]) * multiply[c]`` per channel, float32, subtraction first, one rounding each."""
+    """``(x - subtract[c]) * multiply[c]`` per channel, subtraction first, one rounding each.
+
+    Where a picture has fewer planes than there are constants (grey kept as one plane), the first constants hold;
+    planes beyond them (alpha) stay as they are.
+    """
 
     step: Literal["normalize"] = "normalize"
     subtract: tuple[float, ...]
     multiply: tuple[float, ...]
+    dtype: Literal["float32", "float64"] = "float32"
 
     @model_validator(mode="after")
     def _same_length(self) -> Normalize:
@@ -130,11 +143,18 @@ class Divide(_Strict):
 
 
 class DivideByMaximum(_Strict):
-    """Divide by the image's own maximum over all channels, or by ``floor`` where that is larger."""
+    """Divide by the picture's own maximum over all planes, or by ``floor`` where that is larger."""
 
     step: Literal["divide_by_maximum"] = "divide_by_maximum"
     floor: float = Field(gt=0)
     dtype: Literal["float32", "float64"]
+
+
+class Channels(_Strict):
+    """Keep the first ``count`` planes of a picture; a single plane is used ``count`` times."""
+
+    step: Literal["channels"] = "channels"
+    count: PositiveInt
 
 
 class Clip(_Strict):
@@ -223,6 +243,7 @@ Step = Annotated[
     | Normalize
     | Divide
     | DivideByMaximum
+    | Channels
     | Clip
     | ZScore
     | RescaleMinMax

@@ -24,6 +24,7 @@ from segship.inference.preprocess import (
     run_step,
 )
 from segship.manifest import (
+    Channels,
     Clip,
     CropToNonzero,
     Divide,
@@ -112,8 +113,27 @@ def test_normalize_rounds_once_per_operation() -> None:
         expected = expected * np.float32(step.multiply[c])
         assert (out[..., c] == expected).all()
     assert PICTURE.dtype == np.uint8
-    with pytest.raises(PackageError, match="3 channels, the input has 1"):
-        apply_step(PICTURE[..., :1], step)
+    with pytest.raises(PackageError, match="3 channels, the input has 2"):
+        apply_step(PICTURE[..., :2], step)
+
+
+def test_one_plane_takes_the_first_constants_and_is_then_repeated() -> None:
+    step = Normalize(subtract=(0.485, 0.456, 0.406), multiply=(1 / 0.229, 1 / 0.224, 1 / 0.225), dtype="float64")
+    grey = PICTURE[..., :1] / 255.0
+    out = apply_step(apply_step(grey, step), Channels(count=3))
+    assert out.dtype == np.float64
+    assert out.shape == PICTURE.shape
+    assert np.abs(out - (grey - 0.485) / 0.229).max() <= 1e-12
+
+
+def test_a_plane_beyond_the_constants_stays_until_it_is_dropped() -> None:
+    step = Normalize(subtract=(1.0, 2.0, 3.0), multiply=(2.0, 2.0, 2.0))
+    four = np.concatenate([PICTURE, PICTURE[..., :1]], axis=2)
+    out = apply_step(four, step)
+    assert (out[..., 3] == PICTURE[..., 0]).all()
+    assert (apply_step(out, Channels(count=3)) == apply_step(PICTURE, step)).all()
+    with pytest.raises(PackageError, match="keeps 3 planes, the input has 2"):
+        apply_step(PICTURE[..., :2], Channels(count=3))
 
 
 def test_steps_never_change_their_input() -> None:
@@ -253,8 +273,8 @@ def test_resize_keeps_type_channels_and_constants(method: str, kind: type, chann
 def test_resize_of_bool_and_unknown_methods() -> None:
     mask = PICTURE > 127
     assert resize(mask, (9, 9), "opencv:nearest").dtype == np.bool_
-    with pytest.raises(PackageError, match="skimage:linear"):
-        resize(PICTURE, (9, 9), "skimage:linear")
+    with pytest.raises(PackageError, match="skimage:cubic"):
+        resize(PICTURE, (9, 9), "skimage:cubic")
 
 
 def test_pillow_resize_is_pillows() -> None:

@@ -15,10 +15,14 @@ from segship.errors import SourceError
 
 def family_options() -> list[click.Option]:
     """What checkpoints of the known families do not say, as command-line options; needs torch, so it is called late."""
-    return [
-        click.Option([option.name, option.flag], default=None, type=str, help=option.help, metavar=_metavar(option))
-        for option in _families().all_options().values()
-    ]
+    return [_click_option(option) for option in _families().all_options().values()]
+
+
+def _click_option(option: Any) -> click.Option:
+    names = [option.name, option.flag]
+    if option.kind == "flag":
+        return click.Option(names, is_flag=True, default=None, help=option.help)
+    return click.Option(names, default=None, type=str, help=option.help, metavar=_metavar(option))
 
 
 def _families() -> Any:

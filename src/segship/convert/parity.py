@@ -16,7 +16,7 @@ from segship.errors import BarMissed
 from segship.inference.images import read_image
 from segship.inference.prediction import Prediction, decode
 from segship.inference.preprocess import Prepared, apply_step, prepare
-from segship.manifest import Argmax, Divide, Normalize, Recipe, Regions, Threshold
+from segship.manifest import Argmax, Divide, DivideByMaximum, Normalize, Recipe, Regions, Saliency, Threshold
 
 if TYPE_CHECKING:
     from torch import nn
@@ -108,14 +108,26 @@ def compare_trace(
         difference_row(engine, "network", stages["network"], trace["network"], tolerance, shared_code=False),
     ]
     found = decode((trace["network"], *expected.outputs[1:]), expected.prepared, recipe)
-    # A probability moves by at most a quarter of what its logit moved; the rest is float32 rounding.
-    slack = (0.25 if recipe.decode.activation == "sigmoid" else 1.0) * tolerance + 1e-6
+    slack = decoded_slack(expected.outputs[0], recipe, tolerance)
     agreement = label_agreement(expected.prediction, trace["decoded"], slack)
     values = difference_row(
         engine, "decoded", expected.prediction.probabilities, found.probabilities, slack, shared_code=True
     )
     rows.append(ParityRow(**{**asdict(values), "label_agreement": agreement}))
     return rows
+
+
+def decoded_slack(raw: np.ndarray, recipe: Recipe, tolerance: float) -> float:
+    """How far a decoded probability may move when the raw output (K, h, w) moves by ``tolerance``."""
+    # A probability moves by at most a quarter of what its logit moved; the rest is float32 rounding.
+    slack = (0.25 if recipe.decode.activation == "sigmoid" else 1.0) * tolerance + 1e-6
+    rule = recipe.decode.decision
+    if isinstance(rule, Saliency):
+        if rule.min_max:  # a map of little contrast is stretched, and every difference with it
+            slack /= max(float(raw[0].max() - raw[0].min()), slack)
+        if rule.to_uint8 != "none":  # a value at a level's edge falls to either side; enlarging may add to that
+            slack = (2 + 255 * slack) / 255
+    return min(slack, 1.0)
 
 
 def difference_row(
@@ -147,32 +159,43 @@ def label_agreement(expected: Prediction, got: np.ndarray, slack: float) -> floa
         sure = best[-1] - best[-2] > 2 * slack
     elif isinstance(rule, Regions):
         sure = np.asarray((np.abs(scores - np.float32(rule.threshold)) > slack).all(axis=0))
+    elif isinstance(rule, Saliency) and rule.threshold is not None:
+        sure = np.asarray(np.abs(scores[0] - np.float32(rule.threshold)) > slack)
+        limit = rule.threshold * (255 if got.dtype == np.uint8 else 1)
+        labels, got = labels > limit, got > limit
     else:
-        return float(np.mean(np.abs(labels.astype(np.float64) - got) <= (1.0 if labels.dtype == np.uint8 else slack)))
+        return float(
+            np.mean(np.abs(labels.astype(np.float64) - got) <= slack * (255 if labels.dtype == np.uint8 else 1))
+        )
     return float(np.mean(labels[sure] == got[sure])) if sure.any() else 1.0
 
 
 def golden_stages(
     stages: Mapping[str, np.ndarray], recipe: Recipe, engine_tolerance: float
 ) -> dict[str, tuple[np.ndarray, float]]:
-    """What ``package.golden_files`` keeps. Another build of OpenCV may differ by one grey level after a resize."""
-    grey_level = _one_grey_level(recipe, stages["preprocessed"].shape[0])
+    """What ``package.golden_files`` keeps. Another build of a decoder or of OpenCV may differ by one grey level."""
+    network = network_tolerance(engine_tolerance, stages["network"])
+    saliency = isinstance(recipe.decode.decision, Saliency)
+    levels = 255 if stages["decoded"].dtype == np.uint8 else 1
     tolerances = {
         "read": 1.0,
-        "preprocessed": 1.01 * grey_level,
-        "network": network_tolerance(engine_tolerance, stages["network"]),
-        "decoded": 0.5,
+        "preprocessed": 1.01 * _one_grey_level(recipe, stages["read"]),
+        "network": network,
+        "decoded": levels * decoded_slack(stages["network"], recipe, network) if saliency else 0.5,
     }
     return {name: (stages[name], tolerances[name]) for name in STAGES}
 
 
-def _one_grey_level(recipe: Recipe, channels: int) -> float:
+def _one_grey_level(recipe: Recipe, pixels: np.ndarray) -> float:
+    """How far one grey level of the picture (H, W, C) moves the network's input."""
     pair = []
     for value in (0.0, 1.0):
-        array = np.full((1, 1, channels), value, np.float32)
+        array = np.full((1, 1, pixels.shape[2]), value, np.float64)
         for step in recipe.preprocess:
             if isinstance(step, Normalize | Divide):
                 array = apply_step(array, step)
+            elif isinstance(step, DivideByMaximum):
+                array = array / max(float(pixels.max()), 1.0)
         pair.append(array)
     return float(np.abs(pair[1] - pair[0]).max())
 

@@ -30,7 +30,7 @@ from segship.manifest import Recipe
 if TYPE_CHECKING:
     from torch import nn
 
-BUILT_IN = ("unetplusplus",)
+BUILT_IN = ("unetplusplus", "u2net")
 
 OptionValue = str | int | float | bool | tuple[int, ...] | tuple[float, ...] | None
 
@@ -41,7 +41,7 @@ class Option:
 
     name: str
     help: str
-    kind: Literal["choice", "size", "floats", "text"]
+    kind: Literal["choice", "size", "floats", "text", "flag"]
     choices: tuple[str, ...] = ()
 
     @property
@@ -56,6 +56,8 @@ class Option:
             if str(value) not in self.choices:
                 raise UsageError(f"{self.flag} must be one of {', '.join(self.choices)}, not '{value}'")
             return str(value)
+        if self.kind == "flag":
+            return bool(value)
         if self.kind == "size":
             return parse_size(value, self.flag)
         if self.kind == "floats":

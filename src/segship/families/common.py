@@ -12,11 +12,29 @@ import yaml
 from torch import nn
 
 from segship.errors import SourceError, UsageError
+from segship.families import Option
 from segship.families.checkpoint import Checkpoint
 from segship.manifest import Label
 
 MAX_YAML_BYTES = 1 << 20
 COLORS = ((0, 200, 0), (220, 40, 40), (50, 90, 240), (240, 200, 0), (200, 0, 200), (0, 200, 220), (255, 128, 0))
+
+INPUT_SIZE = Option(
+    name="input_size",
+    kind="size",
+    help="network input, HEIGHTxWIDTH in pixels (UNet++: config.yml's, else 96x96; U²-Net: 320x320, portrait 512x512)",
+)
+MEAN = Option(name="mean", kind="floats", help="mean per channel in 0..1, comma-separated (default ImageNet's)")
+STD = Option(
+    name="std", kind="floats", help="standard deviation per channel in 0..1, comma-separated (default ImageNet's)"
+)
+CLASS_NAMES = Option(name="class_names", kind="text", help="names of the classes, comma-separated")
+ALL_OUTPUTS = Option(
+    name="all_outputs",
+    kind="flag",
+    help="keep every output in the package, the answer first (UNet++: all heads; U²-Net: d0 to d6), not the answer alone",
+)
+"""options that several families have, with one meaning"""
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -16,7 +16,17 @@ from torch import Tensor, nn
 from segship.errors import SourceError, UsageError
 from segship.families import Alternative, Option, OptionValue, Source, parse_size
 from segship.families.checkpoint import Checkpoint
-from segship.families.common import contradictions, fill_network, package_name, read_yaml
+from segship.families.common import (
+    ALL_OUTPUTS,
+    CLASS_NAMES,
+    INPUT_SIZE,
+    MEAN,
+    STD,
+    contradictions,
+    fill_network,
+    package_name,
+    read_yaml,
+)
 from segship.families.unetplusplus_recipe import BGR_IMAGENET, INPUTS, RGB, Choices, Shape, build_recipe
 from segship.networks.unetplusplus import DEPTH, NestedUNet, UNet, Upsampling
 
@@ -38,10 +48,11 @@ OPTIONS = (
         name="head", kind="choice", choices=("1", "2", "3", "4", "all"),
         help="deep supervision only: keep the nodes of one head (default 4), or all heads with the fourth first",
     ),
-    Option(name="input_size", kind="size", help="network input, HEIGHTxWIDTH in pixels (default config.yml's, else 96x96)"),
-    Option(name="mean", kind="floats", help="mean per channel in 0..1, comma-separated (default ImageNet's)"),
-    Option(name="std", kind="floats", help="standard deviation per channel in 0..1, comma-separated (default ImageNet's)"),
-    Option(name="class_names", kind="text", help="names of the classes, comma-separated"),
+    INPUT_SIZE,
+    MEAN,
+    STD,
+    CLASS_NAMES,
+    ALL_OUTPUTS,
 )  # fmt: skip
 
 BGR_BELOW, RGB_ABOVE, UNTRAINED_ABOVE = 1e-4, 1e-3, 0.25
@@ -63,7 +74,7 @@ def load(checkpoint: Checkpoint, options: Mapping[str, OptionValue], *, force: b
     """
     shape = _read_shape(checkpoint)
     choices = _choose(checkpoint, options, shape)
-    head = _head(options.get("head"), shape)
+    head = _head(options.get("head"), shape, bool(options.get("all_outputs")))
     network = _build(shape, choices.upsample, head)
     warnings = [*choices.warnings, *fill_network(network, checkpoint, _all_keys(checkpoint), TITLE)]
     warnings += _check_choices(checkpoint, choices, force)
@@ -148,7 +159,7 @@ def _read_shape(checkpoint: Checkpoint) -> Shape:
     )
 
 
-def _head(value: OptionValue, shape: Shape) -> int | None:
+def _head(value: OptionValue, shape: Shape, all_outputs: bool) -> int | None:
     """1..4, or None for every head (with deep supervision) or the only one (without)."""
     if not shape.deep_supervision:
         if value not in (None, "4"):
@@ -156,7 +167,9 @@ def _head(value: OptionValue, shape: Shape) -> int | None:
                 f"--head {value} needs a network trained with deep supervision; this one has a single head"
             )
         return None
-    if value == "all":
+    if all_outputs and value not in (None, "all"):
+        raise UsageError(f"--all-outputs keeps every head and --head {value} one of them; give one of the two")
+    if value == "all" or all_outputs:
         return None
     return DEPTH if value is None else int(str(value))
 

@@ -3,8 +3,9 @@
 `prepare` runs the whole chain for one picture. Steps that change the geometry leave a record (`Geometry`), so
 that whatever the network answers can be put back onto the picture's own grid: undo is data, not a closure.
 
-Arrays of pictures are (H, W, C); those of volumes (C, z, y, x). Every value step computes in float32, one
-rounding for each operation that the manifest names, in its order: that is what the trained networks saw.
+Arrays of pictures are (H, W, C); those of volumes (C, z, y, x). Every value step computes in float32 (float64
+where the manifest says so), one rounding for each operation that the manifest names, in its order: that is what
+the trained networks saw.
 """
 
 from __future__ import annotations
@@ -13,12 +14,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import cv2
 import numpy as np
 
 from segship.errors import InputError, PackageError
 from segship.inference.images import Image
+from segship.inference.resize import Size, resize
 from segship.manifest import (
+    Channels,
     Clip,
     CropToNonzero,
     Divide,
@@ -34,8 +36,6 @@ from segship.manifest import (
     Transpose,
     ZScore,
 )
-
-Size = tuple[int, int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +88,7 @@ def prepare(image: Image, recipe: Recipe) -> Prepared:
     array = image.pixels
     geometry: list[Geometry] = []
     for step in recipe.preprocess:
-        array, moved = run_step(array, step)
+        array, moved = run_step(array, step, in_place=not np.may_share_memory(array, image.pixels))
         if moved is not None and moved.before_hw != moved.after_hw:
             geometry.append(moved)
     x = np.ascontiguousarray(_floats(array).transpose(2, 0, 1))
@@ -128,8 +128,11 @@ def _by(sides: Any) -> str:
 # ------------------------------------------------------------------------------------------------- steps
 
 
-def run_step(array: np.ndarray, step: Step) -> tuple[np.ndarray, Geometry | None]:
-    """One step on a picture (H, W, C): the new array and, where the grid changed, how."""
+def run_step(array: np.ndarray, step: Step, in_place: bool = False) -> tuple[np.ndarray, Geometry | None]:
+    """One step on a picture (H, W, C): the new array and, where the grid changed, how.
+
+    ``in_place`` lets a value step write over an array that nobody else needs.
+    """
     before = (array.shape[0], array.shape[1])
     if isinstance(step, Resize | ResizeKeepRatio):
         size = (step.height, step.width) if isinstance(step, Resize) else keep_ratio_size(before, step)
@@ -144,31 +147,44 @@ def run_step(array: np.ndarray, step: Step) -> tuple[np.ndarray, Geometry | None
         return cropped, Geometry(kind="crop", before_hw=before, after_hw=after, offset_yx=offset)
     if isinstance(step, Transpose):
         raise PackageError("step 'transpose' reorders the axes of volumes; this package applies it to a picture")
-    return apply_step(array, step), None
+    return apply_step(array, step, in_place=in_place), None
 
 
-def apply_step(array: np.ndarray, step: Step, channel_axis: int = -1) -> np.ndarray:
+def apply_step(array: np.ndarray, step: Step, channel_axis: int = -1, in_place: bool = False) -> np.ndarray:
     """One value step (normalize, divide, clip, zscore …) or `transpose` on an array with channels at ``channel_axis``.
 
-    The input is never changed; the result is float32. Raises PackageError naming a step that is not run here.
+    The input is not changed unless ``in_place``; the result is float32, float64 after a step that says so. Raises
+    PackageError naming a step that is not run here.
     """
     if isinstance(step, Transpose):
         return np.ascontiguousarray(array.transpose(0, *(1 + axis for axis in step.axes)))
+    if isinstance(step, Channels):
+        return _channels(array, step.count, channel_axis)
     run = _VALUE_STEPS.get(type(step))
     if run is None:
         raise PackageError(
             f"preprocessing step '{step.step}' belongs to volumes, which this version of segship does not run; "
             "update with `pip install -U segship`"
         )
-    return run(_floats(array, copy=True, channel_axis=channel_axis), step, channel_axis)
+    dtype = getattr(step, "dtype", "float32")
+    return run(_floats(array, copy=not in_place, channel_axis=channel_axis, dtype=dtype), step, channel_axis)
 
 
-def _floats(array: np.ndarray, copy: bool = False, channel_axis: int = -1) -> np.ndarray:
-    """float32, each channel contiguous in memory so that per-channel arithmetic runs over whole planes."""
+def _floats(array: np.ndarray, copy: bool = False, channel_axis: int = -1, dtype: str = "float32") -> np.ndarray:
+    """Floats, each channel contiguous in memory so that per-channel arithmetic runs over whole planes."""
     planes = np.moveaxis(array, channel_axis, 0)
-    if copy or array.dtype != np.float32:
-        planes = np.array(planes, dtype=np.float32, order="C", copy=True)
+    if copy or array.dtype != dtype or not array.flags.writeable:
+        planes = np.array(planes, dtype=dtype, order="C", copy=True)
     return np.moveaxis(planes, 0, channel_axis)
+
+
+def _channels(x: np.ndarray, count: int, axis: int) -> np.ndarray:
+    have = x.shape[axis]
+    if have == 1:
+        return np.repeat(x, count, axis)
+    if have < count:
+        raise PackageError(f"step 'channels' keeps {count} planes, the input has {have}")
+    return np.moveaxis(np.moveaxis(x, axis, 0)[:count], 0, axis)
 
 
 def _channel(x: np.ndarray, index: int, axis: int, name: str) -> np.ndarray:
@@ -179,11 +195,12 @@ def _channel(x: np.ndarray, index: int, axis: int, name: str) -> np.ndarray:
 
 
 def _normalize(x: np.ndarray, step: Normalize, axis: int) -> np.ndarray:
-    if len(step.subtract) != x.shape[axis]:
-        raise PackageError(f"step 'normalize' has {len(step.subtract)} channels, the input has {x.shape[axis]}")
-    for plane, subtract, multiply in zip(np.moveaxis(x, axis, 0), step.subtract, step.multiply, strict=True):
-        np.subtract(plane, np.float32(subtract), out=plane)
-        np.multiply(plane, np.float32(multiply), out=plane)
+    number, planes, constants = x.dtype.type, x.shape[axis], len(step.subtract)
+    if planes not in (1, constants, constants + 1):
+        raise PackageError(f"step 'normalize' has {constants} channels, the input has {planes}")
+    for plane, subtract, multiply in zip(np.moveaxis(x, axis, 0), step.subtract, step.multiply, strict=False):
+        np.subtract(plane, number(subtract), out=plane)
+        np.multiply(plane, number(multiply), out=plane)
     return x
 
 
@@ -192,10 +209,7 @@ def _divide(x: np.ndarray, step: Divide, axis: int) -> np.ndarray:
 
 
 def _divide_by_maximum(x: np.ndarray, step: DivideByMaximum, axis: int) -> np.ndarray:
-    if step.dtype == "float64":
-        wide = x.astype(np.float64)
-        return (wide / max(float(wide.max()), step.floor)).astype(np.float32)
-    return np.divide(x, max(x.max(), np.float32(step.floor)), out=x)
+    return np.divide(x, max(x.max(), x.dtype.type(step.floor)), out=x)
 
 
 def _clip(x: np.ndarray, step: Clip, axis: int) -> np.ndarray:
@@ -254,68 +268,6 @@ def keep_ratio_size(size: Size, step: ResizeKeepRatio) -> Size:
     height, width = size
     scale = min(step.long_side / max(height, width), step.short_side / min(height, width))
     return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
-
-
-def resize(array: np.ndarray, size: Size, method: str) -> np.ndarray:
-    """Resize (H, W, C) to ``size`` (height, width) by a rule named in the manifest; the dtype is kept.
-
-    `opencv:*` is cv2.resize, `pillow:*` Pillow's resampling (per channel in floats for other types than uint8),
-    `torch:bilinear` and `torch:bilinear-align-corners` torch's interpolate on floats (no anti-aliasing).
-    """
-    if (array.shape[0], array.shape[1]) == size:
-        return array
-    library, _, rule = method.partition(":")
-    if library == "opencv":
-        return _resize_opencv(array, size, _OPENCV[rule])
-    if library == "pillow":
-        return _resize_pillow(array, size, rule)
-    if method == "torch:bilinear":  # OpenCV's float path has the same half-pixel rule, and no anti-aliasing either
-        return _resize_opencv(array.astype(np.float32, copy=False), size, cv2.INTER_LINEAR)
-    if method == "torch:bilinear-align-corners":
-        return _resize_align_corners(array, size)
-    raise PackageError(
-        f"resize method '{method}' is not run by this version of segship; update with `pip install -U segship`"
-    )
-
-
-_OPENCV = {"linear": cv2.INTER_LINEAR, "nearest": cv2.INTER_NEAREST, "area": cv2.INTER_AREA}
-
-
-def _resize_opencv(array: np.ndarray, size: Size, interpolation: int) -> np.ndarray:
-    given = array.dtype
-    source = array.view(np.uint8) if given == np.bool_ else array
-    try:
-        out = cv2.resize(source, (size[1], size[0]), interpolation=interpolation)
-    except cv2.error as error:
-        raise InputError(f"OpenCV cannot resize an array of shape {array.shape} and type {given} ({error})") from error
-    out = out if out.ndim == array.ndim else out[..., None]  # OpenCV drops a channel axis of one
-    return out.view(np.bool_) if given == np.bool_ else out
-
-
-def _resize_pillow(array: np.ndarray, size: Size, rule: str) -> np.ndarray:
-    from PIL import Image as pil
-
-    kernel = {"bilinear": pil.Resampling.BILINEAR, "lanczos": pil.Resampling.LANCZOS}[rule]
-    wanted = (size[1], size[0])
-    if array.dtype == np.uint8 and array.shape[2] == 3:
-        return np.asarray(pil.fromarray(np.ascontiguousarray(array)).resize(wanted, kernel))
-    kind = np.uint8 if array.dtype == np.uint8 else np.float32
-    planes = [
-        np.asarray(pil.fromarray(np.ascontiguousarray(array[..., c], dtype=kind)).resize(wanted, kernel))
-        for c in range(array.shape[2])
-    ]
-    return np.stack(planes, axis=2).astype(array.dtype, copy=False)
-
-
-def _resize_align_corners(array: np.ndarray, size: Size) -> np.ndarray:
-    x = array.astype(np.float32, copy=False)
-    for axis, (before, after) in enumerate(zip(array.shape, size, strict=False)):
-        position = np.arange(after, dtype=np.float64) * ((before - 1) / (after - 1) if after > 1 else 0.0)
-        low = np.minimum(position.astype(np.int64), before - 1)
-        high = np.minimum(low + 1, before - 1)
-        weight = (position - low).astype(np.float32).reshape([-1 if a == axis else 1 for a in range(x.ndim)])
-        x = x.take(low, axis) * (1 - weight) + x.take(high, axis) * weight
-    return x
 
 
 def _pad(array: np.ndarray, step: Pad) -> tuple[np.ndarray, tuple[int, int]]:

@@ -12,10 +12,13 @@ import numpy as np
 from segship import engines
 from segship.errors import PackageError
 from segship.inference.predictor import Predictor
+from segship.manifest import Saliency
 from segship.package import Golden, GoldenStage, open_package
 
 DECODED_SHARE = {"fp32": 0.001, "fp16": 0.005, "bf16": 0.02, "int16": 0.005, "int8": 0.02}
 """share of decoded pixels that may differ: those that lie on the decision's edge"""
+DECODED_MEAN = {"fp32": 0.001, "fp16": 0.005, "bf16": 0.02, "int16": 0.005, "int8": 0.05}
+"""mean difference of a saliency map, of its full scale: rounding moves many of its pixels, each by very little"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +27,8 @@ class VerifyRow:
     stage: str
     max_abs: float
     """largest difference; for the network of another precision than fp32 the root mean square one (its largest
-    follows single extreme logits, which decide nothing); for the decoded stage the share of differing pixels"""
+    follows single extreme logits, which decide nothing); for the decoded stage the share of differing pixels, for a
+    saliency map the mean difference of its full scale"""
     allowed: float
     passed: bool
 
@@ -50,11 +54,16 @@ def verify_package(
         with Predictor.open(package, precision=precision, engine=engine, **options) as predictor:
             stages = predictor.trace(golden.input_bytes)
             module = engines.get_engine(predictor.engine)
-            rows += _compare(golden, stages, precision, module.TOLERANCE[precision])
+            rule = package.manifest.decode.decision
+            scale = (1.0 if rule.to_uint8 == "none" else 255.0) if isinstance(rule, Saliency) else None
+            rows += _compare(golden, stages, precision, module.TOLERANCE[precision], scale)
     return rows
 
 
-def _compare(golden: Golden, stages: dict[str, np.ndarray], precision: str, tolerance: float) -> list[VerifyRow]:
+def _compare(
+    golden: Golden, stages: dict[str, np.ndarray], precision: str, tolerance: float, map_scale: float | None
+) -> list[VerifyRow]:
+    """``map_scale`` is the full scale of a saliency map, None for a package that decides."""
     rows = []
     for name, expected in golden.stages.items():
         got = np.asarray(stages[name], dtype=np.float32)
@@ -62,7 +71,9 @@ def _compare(golden: Golden, stages: dict[str, np.ndarray], precision: str, tole
             rows.append(VerifyRow(precision=precision, stage=name, max_abs=float("inf"), allowed=0.0, passed=False))
             continue
         difference = np.abs(got.ravel()[expected.index] - expected.values)
-        if name == "decoded":
+        if name == "decoded" and map_scale is not None:
+            worst, allowed = float(difference.mean()) / map_scale, DECODED_MEAN[precision]
+        elif name == "decoded":
             worst, allowed = float(np.mean(difference > 0.5)), DECODED_SHARE[precision]
         else:
             lossy = name == "network" and precision != "fp32"

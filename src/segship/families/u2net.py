@@ -1,0 +1,182 @@
+"""U²-Net and U²-NetP: salient objects, people, portraits, background removal (xuebinqin/U-2-Net).
+
+The weights say which of the two networks it is; how it is used (``u2net_recipe``) is an option, recorded in the
+manifest, because the mask moves by several percent of full scale between the ways.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from segship.errors import SourceError
+from segship.families import Option, OptionValue, Source
+from segship.families.checkpoint import Checkpoint
+from segship.families.common import ALL_OUTPUTS, CLASS_NAMES, INPUT_SIZE, MEAN, STD, fill_network, package_name
+from segship.families.u2net_recipe import METHODS, NORMALIZATIONS, RECIPES, build_chain, build_recipe, default_size
+from segship.networks.u2net import SIDES, U2NET, U2NETP, uniform
+
+NAME = "u2net"
+TITLE = "xuebinqin/U-2-Net (U2NET or U2NETP)"
+LOOKS_FOR = "stage1.rebnconvin.conv_s1.weight and outconv.weight (U2NET or U2NETP)"
+OPTIONS = (
+    Option(
+        name="recipe", kind="choice", choices=RECIPES,
+        help="U²-Net: whose program the masks shall equal: upstream (default for .pth), upstream-0.14 (its pinned "
+        "scikit-image), rembg (default for .onnx), portrait (default where the file's name says so), custom",
+    ),
+    INPUT_SIZE,
+    Option(
+        name="exif", kind="choice", choices=("apply", "ignore"),
+        help="U²-Net: EXIF rotation of photos (default: rembg applies it, upstream ignores it)",
+    ),
+    Option(
+        name="alpha", kind="choice", choices=("drop", "in-max"),
+        help="U²-Net: drop alpha (default), or let it take part in the division by the maximum as upstream's reader did",
+    ),
+    Option(
+        name="normalization", kind="choice", choices=NORMALIZATIONS,
+        help="U²-Net: rgb (default), or portrait-demo: that script's swapped constants of red and blue",
+    ),
+    Option(
+        name="min_max", kind="choice", choices=("yes", "no"),
+        help="U²-Net: stretch each picture's map to 0..1 (default yes, as all originals do)",
+    ),
+    Option(name="resize", kind="choice", choices=METHODS, help="U²-Net, recipe custom: resize before the network"),
+    Option(name="restore", kind="choice", choices=METHODS, help="U²-Net, recipe custom: resize of the mask"),
+    Option(
+        name="polarity", kind="choice", choices=("as-is", "inverted"),
+        help="U²-Net, recipe custom: the map, or 1 minus it",
+    ),
+    MEAN,
+    STD,
+    CLASS_NAMES,
+    ALL_OUTPUTS,
+)  # fmt: skip
+
+FIRST, INNER, LAST = "stage1.rebnconvin.conv_s1.weight", "stage1.rebnconv1.conv_s1.weight", "outconv.weight"
+
+
+def recognise(checkpoint: Checkpoint) -> bool:
+    """By the first convolution's and the fusing convolution's names; derived networks lack the second."""
+    return {FIRST, LAST} <= checkpoint.state_dict.keys()
+
+
+def load(checkpoint: Checkpoint, options: Mapping[str, OptionValue], *, force: bool = False) -> Source:
+    """Network and recipe of a checkpoint. Raises SourceError for other tensors, UsageError for options that do not fit."""
+    kind, classes = _read_shape(checkpoint)
+    network = kind(3, classes, all_outputs=bool(options.get("all_outputs")))
+    warnings = fill_network(network, checkpoint, set(network.state_dict()), TITLE)
+    recipe_name, found_in = choose_recipe(options, checkpoint.path.stem, "upstream")
+    chain = build_chain(recipe_name, options, classes)
+    recipe = build_recipe(
+        package_name(checkpoint, None),
+        chain,
+        architecture=kind.__name__,
+        parameters=sum(parameter.numel() for parameter in network.parameters()),
+        classes=classes,
+        outputs=SIDES + 1 if network.all_outputs else 1,
+        record={"recipe_from": found_in},
+        label=label_name(checkpoint.path.stem),
+        class_names=None if options.get("class_names") is None else str(options["class_names"]),
+    )
+    return Source(
+        network=network.eval(),
+        recipe=recipe,
+        input_example_shape=(3, *chain.size),
+        provenance={
+            "framework": "PyTorch, xuebinqin/U-2-Net",
+            "checkpoint": checkpoint.record(),
+            "recipe": recipe_name,
+        },
+        warnings=(*warnings, *usage_warnings(recipe_name, found_in, chain.size, classes)),
+    )
+
+
+def choose_recipe(options: Mapping[str, OptionValue], stem: str, default: str) -> tuple[str, str]:
+    """(recipe, where it was found): the option, else a file name that says portrait, else the default."""
+    if options.get("recipe") is not None:
+        return str(options["recipe"]), "option"
+    return ("portrait", "file name") if "portrait" in stem.lower() else (default, "default")
+
+
+def label_name(stem: str) -> str:
+    """What the map is of, by the released files' names."""
+    lowered = stem.lower()
+    return "person" if "human" in lowered else "drawing" if "portrait" in lowered else "object"
+
+
+def usage_warnings(recipe: str, found_in: str, size: tuple[int, int], classes: int) -> list[str]:
+    warnings = []
+    if found_in == "file name":
+        warnings.append(
+            "the file's name says portrait, so recipe portrait was taken; --recipe upstream takes it otherwise"
+        )
+    elif found_in == "default":
+        warnings.append(
+            f"the weights do not say how they are used: took recipe {recipe}; the mask moves by several percent between "
+            f"the recipes ({', '.join(RECIPES[:-1])}), so name the one whose masks you expect with --recipe"
+        )
+    wanted = default_size(recipe, classes)
+    if size != wanted and recipe != "custom":
+        warnings.append(
+            f"released weights of recipe {recipe} were trained at {wanted[0]}x{wanted[1]}, this package uses "
+            f"{size[0]}x{size[1]}: compare its masks"
+        )
+    if min(size) < 17:
+        warnings.append(
+            f"input size {size[0]}x{size[1]}: OpenVINO cannot run this network below 17 pixels a side, where a pooling "
+            "meets a size of 1; prove and run it with --engine onnxruntime"
+        )
+    return warnings
+
+
+def tiny() -> Source:
+    """A narrow network of the same shape (112 blocks) with seeded weights at 64×64, for tests that run every engine."""
+    network = U2NET(3, 1, all_outputs=False, widths=uniform(4, 8))
+    generator = torch.Generator().manual_seed(29)
+    state = {}
+    for key, value in network.state_dict().items():
+        noise = torch.randn(value.shape, generator=generator)
+        if key.endswith("running_var"):
+            state[key] = 1 + 0.2 * noise.abs()
+        elif key.endswith("num_batches_tracked"):
+            state[key] = torch.tensor(1000)
+        elif value.ndim == 4:
+            state[key] = noise * (1.6 / value[0].numel()) ** 0.5
+        else:
+            state[key] = (1.0 if "bn_s1.weight" in key else 0.0) + 0.1 * noise
+    network.load_state_dict(state)
+    chain = build_chain("upstream", {"input_size": (64, 64)}, 1)
+    recipe = build_recipe(
+        "tiny-u2net", chain, architecture="U2NET", classes=1, outputs=1, record={},
+        parameters=sum(parameter.numel() for parameter in network.parameters()),
+    )  # fmt: skip
+    return Source(
+        network=network.eval(), recipe=recipe, input_example_shape=(3, 64, 64),
+        provenance={"framework": "seeded weights, not trained"},
+    )  # fmt: skip
+
+
+def _read_shape(checkpoint: Checkpoint) -> tuple[type[U2NET], int]:
+    tensors: Mapping[str, Any] = checkpoint.state_dict
+    first, inner, last = tensors.get(FIRST), tensors.get(INNER), tensors.get(LAST)
+    if first is None or last is None or inner is None or not first.ndim == inner.ndim == last.ndim == 4:
+        raise SourceError(f"{checkpoint.path} looks like U²-Net but lacks {INNER}; save the whole state_dict")
+    kinds = {32: U2NET, 16: U2NETP}
+    if inner.shape[0] not in kinds:
+        raise SourceError(
+            f"{checkpoint.path}: {INNER} is {tuple(inner.shape)}, where U²-Net has (32, 64, 3, 3) and U²-NetP "
+            "(16, 64, 3, 3); a network of other widths is not known"
+        )
+    if first.shape[1] != 3:
+        raise SourceError(
+            f"{checkpoint.path}: the network takes {first.shape[1]} channels; colour pictures have 3, and Lab inputs "
+            "(ToTensorLab flag 1 or 2) are not run here"
+        )
+    classes = int(last.shape[0])
+    if not 1 <= classes <= 64:
+        raise SourceError(f"{checkpoint.path}: {classes} output channels are no real network's")
+    return kinds[int(inner.shape[0])], classes
