@@ -140,6 +140,7 @@ class Divide(_Strict):
 
     step: Literal["divide"] = "divide"
     by: float = Field(gt=0)
+    channel: int | None = Field(default=None, ge=0, description="one channel only; all without it")
 
 
 class DivideByMaximum(_Strict):
@@ -165,7 +166,11 @@ class Clip(_Strict):
 
 
 class ZScore(_Strict):
-    """``(x - mean) / max(std, eps)`` or ``/ (std + eps)``; statistics of the volume itself where not given."""
+    """``(x - mean) / max(std, eps)`` or ``/ (std + eps)``; statistics of the volume itself where not given.
+
+    ``mask`` nonzero: statistics and change are limited to the voxels that are not zero in any channel (in a volume:
+    to the hole-filled mask of the step crop_to_nonzero).
+    """
 
     step: Literal["zscore"] = "zscore"
     channel: int = Field(ge=0)
@@ -174,6 +179,12 @@ class ZScore(_Strict):
     epsilon: float = Field(ge=0)
     epsilon_rule: Literal["maximum", "add"]
     mask: Literal["none", "nonzero"]
+    outside_mask: Literal["keep", "zero"] = Field(
+        default="keep", description="zero: what lies outside the non-zero mask becomes 0 afterwards, whatever `mask` says"
+    )
+    between: tuple[float, float] | None = Field(
+        default=None, description="statistics over values strictly between these two only"
+    )
 
 
 class RescaleMinMax(_Strict):
@@ -234,7 +245,10 @@ class PreviousStageChannels(_Strict):
 
     step: Literal["previous_stage_channels"] = "previous_stage_channels"
     labels: tuple[int, ...] = Field(min_length=1)
-    crop: bool
+    crop: bool = Field(description="crop the segmentation like the image first; false is v1's misalignment")
+    resampling: Literal["largest", "half"] = Field(
+        default="largest", description="which label wins a voxel: the largest share, or each that has at least half"
+    )
 
 
 Step = Annotated[
@@ -294,7 +308,9 @@ class Tiling(_Strict):
     """A sliding window. The window is part of the model: its size is what the network saw in training."""
 
     window: tuple[PositiveInt, ...]
-    step: tuple[PositiveInt, ...]
+    step: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+        description="in pixels or voxels; with 'even-spread' the largest step allowed, which need not be whole"
+    )
     positions: Literal["even-spread", "flush-last", "stride-multiple"]
     weighting: Literal["uniform", "gaussian"]
     gaussian_sigma_scale: float | None = None
@@ -352,6 +368,11 @@ class Decode(_Strict):
     restore_what: Literal["logits", "probabilities", "decision"]
     restore_method: ImageResize | VolumeResample
     restore_order: int = Field(default=1, ge=0, le=5)
+    restore_order_z: int = Field(default=0, ge=0, le=5, description="volumes: along a separate axis")
+    restore_separate_z: Literal["auto", "always", "never"] = Field(
+        default="auto", description="volumes: whether the coarsest axis is resampled apart"
+    )
+    anisotropy_threshold: float = Field(default=3.0, gt=1, description="volumes: what counts as coarse for 'auto'")
 
 
 class KeepLargest(_Strict):
