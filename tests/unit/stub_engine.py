@@ -14,8 +14,9 @@ from packages import manifest_data
 
 from segship import engines
 from segship.engines import Availability, Device, SessionOptions
+from segship.errors import EngineError
 from segship.inference.predictor import Predictor
-from segship.manifest import Manifest
+from segship.manifest import Executed, Manifest
 from segship.package import Package, sha256_bytes, write_package
 
 Function = Callable[[np.ndarray], list[np.ndarray]]
@@ -55,6 +56,9 @@ class StubSession:
         finally:
             with self._lock:
                 self.in_flight -= 1
+
+    def executed(self, x: np.ndarray) -> Executed:
+        raise EngineError("the stub engine keeps no times")
 
     def close(self) -> None:
         self.closed = True

@@ -1,0 +1,241 @@
+// The page: choose a picture, ask the server, show the answer. Drawing is in picture.js.
+import { coverage, draw, maskOf, readMap, readPicture } from "./picture.js";
+
+const $ = (id) => document.getElementById(id);
+const MIB = 1 << 20;
+const state = { model: null, blob: null, picture: null, map: null, request: null };
+
+// ------------------------------------------------------------------------------------------------ the server
+
+async function ask(output, more = {}, signal = undefined) {
+  const form = new FormData();
+  form.append("file", state.blob, "picture");
+  form.append("output", output);
+  for (const [name, value] of Object.entries(more)) if (value !== null && value !== "") form.append(name, value);
+  const answer = await fetch("v1/predict", { method: "POST", body: form, signal });
+  if (answer.ok) return answer;
+  const about = await answer.json().catch(() => ({ error: `the server answered ${answer.status}`, hint: "" }));
+  throw new Error(about.hint ? `${about.error}. ${capital(about.hint)}.` : about.error);
+}
+
+const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1);
+
+async function show(blob) {
+  state.request?.abort();
+  const request = (state.request = new AbortController());
+  Object.assign(state, { blob, picture: null, map: null });
+  alertText("");
+  if (blob.size > state.model.limits.max_bytes) {
+    fail(new Error(`This picture has ${(blob.size / MIB).toFixed(1)} MiB; the server takes up to ${(state.model.limits.max_bytes / MIB).toFixed(0)} MiB.`));
+    return;
+  }
+  busy(true);
+  say("Working …");
+  try {
+    const reading = readPicture(blob, state.model.input.exif_rotation === "apply");
+    const asked = byLabels() ? ["mask"] : ["map", { label: $("class").value }];
+    const answer = await ask(...asked, request.signal);
+    const map = await readMap(await answer.blob(), byLabels());
+    const picture = await reading;
+    if (request !== state.request) return;
+    Object.assign(state, { map, picture });
+    state.notes = [answer.headers.get("segship-notes"), picture ? "" : "this browser cannot show the picture itself"];
+    state.times = times(answer.headers.get("server-timing") ?? "");
+    $("drop").hidden = true;
+    $("shown").hidden = $("controls").hidden = false;
+    redraw();
+  } catch (error) {
+    if (request === state.request && error.name !== "AbortError") fail(error);
+  } finally {
+    if (request === state.request) busy(false);
+  }
+}
+
+function times(header) {
+  const found = Object.fromEntries([...header.matchAll(/(\w+);dur=([\d.]+)/g)].map((m) => [m[1], Number(m[2])]));
+  return "work" in found ? `${Math.round(found.work)} ms on the server` : "";
+}
+
+async function download(button) {
+  busy(true);
+  try {
+    const output = button.dataset.output;
+    const answer = await ask(output, { threshold: chosenThreshold() });
+    const link = document.createElement("a");
+    link.href = URL.createObjectURL(await answer.blob());
+    link.download = `${(state.blob.name ?? "picture").replace(/\.[^.]*$/, "")}_${output}.png`;
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(link.href), 10000);
+  } catch (error) {
+    fail(error);
+  } finally {
+    busy(false);
+  }
+}
+
+// ------------------------------------------------------------------------------------------------ what is shown
+
+const rule = () => state.model.decode.decision.rule;
+const byLabels = () => rule() === "argmax" || rule() === "regions";
+const classes = () => state.model.labels.filter((label) => label.id !== 0);
+const soft = () => rule() === "saliency" && $("soft").checked;
+const chosenThreshold = () => (byLabels() || soft() ? null : Number($("threshold").value) / 100);
+
+let planned = false;
+function redraw() {
+  if (planned || !state.map) return;
+  planned = true;
+  requestAnimationFrame(() => {
+    planned = false;
+    paint();
+  });
+}
+
+function paint() {
+  const { map, picture } = state;
+  const view = document.querySelector("input[name=view]:checked").value;
+  const mask = byLabels() ? map.values.map((id) => (id ? 255 : 0)) : maskOf(map, chosenThreshold());
+  const colors = new Map(state.model.labels.map((label) => [label.id, label.color]));
+  const one = colors.get(Number($("class").value)) ?? [11, 110, 99];
+  const fits = picture && picture.width === map.width && picture.height === map.height;
+  draw($("canvas"), {
+    picture: fits ? picture.pixels : null, width: map.width, height: map.height, mask, view, edges: !soft(),
+    opacity: Number($("opacity").value) / 100, colorOf: byLabels() ? (i) => colors.get(map.values[i]) ?? one : () => one,
+  });
+  fitCanvas();
+  $("opacityText").value = `${$("opacity").value} %`;
+  $("thresholdText").value = soft() ? "–" : (Number($("threshold").value) / 100).toFixed(2);
+  $("threshold").disabled = soft() || view === "picture";
+  $("opacity").disabled = view !== "overlay";
+  const percent = coverage(mask).toFixed(1);
+  $("canvas").setAttribute("aria-label", `${view} of the picture; the mask covers ${percent} percent`);
+  const notes = [`${map.fullWidth} × ${map.fullHeight} pixels`, `mask covers ${percent} %`, state.times, ...state.notes];
+  say(notes.filter(Boolean).join(" · "));
+}
+
+function fitCanvas() {
+  const canvas = $("canvas");
+  const room = canvas.parentElement.clientWidth;
+  const tall = window.innerHeight * (room < 500 ? 0.55 : 0.75);
+  const scale = Math.min(room / canvas.width, tall / canvas.height, 8);
+  canvas.style.width = `${Math.round(canvas.width * scale)}px`;
+  canvas.classList.toggle("pixels", scale >= 3);
+}
+
+function say(text) {
+  $("status").textContent = text;
+}
+
+function alertText(text) {
+  $("alert").textContent = text;
+  $("alert").hidden = !text;
+}
+
+function fail(error) {
+  if (!state.map) {
+    $("drop").hidden = false;
+    $("shown").hidden = $("controls").hidden = true;
+  }
+  say("");
+  alertText(error instanceof TypeError ? "The server cannot be reached. Is it still running?" : error.message);
+}
+
+function busy(on) {
+  $("stage").setAttribute("aria-busy", String(on));
+  for (const button of document.querySelectorAll("#downloads button")) button.disabled = on;
+}
+
+// ------------------------------------------------------------------------------------------------ facts
+
+function facts(model) {
+  const serving = model.serving;
+  const rows = [
+    ["Network", `${model.architecture}, ${model.parameters.toLocaleString("en")} parameters`],
+    ["Precision", serving.precision],
+    ["Engine", `${serving.engine} ${serving.engine_version} on ${serving.device}`],
+    ["Executed", executed(serving.executed)],
+    ["Input", model.network_size ? model.network_size.join(" × ") : "any size"],
+    ["Labels", classes().map((label) => label.name).join(", ")],
+    ...model.accuracy.filter((row) => row.precision === serving.precision).map(accuracy),
+    ["Processor", serving.processor.replace(/ \(.*/, "")],
+    ["Package", `sha256 ${model.sha256.slice(0, 16)}…`],
+  ];
+  $("list").replaceChildren(...rows.flatMap(([name, value]) => [tag("dt", name), tag("dd", value)]));
+}
+
+function executed(record) {
+  if (!record) return "not measured";
+  const shares = Object.entries(record.convolution_share).sort((a, b) => b[1] - a[1]);
+  return `convolutions ${shares.map(([kind, share]) => `${Math.round(100 * share)} % ${kind}`).join(", ")} (${record.evidence})`;
+}
+
+function accuracy(row) {
+  return ["Accuracy", `${row.metric} ${row.value.toFixed(4)} on ${row.dataset} (${row.cases} cases)`];
+}
+
+function tag(name, text) {
+  const element = document.createElement(name);
+  element.textContent = text;
+  return element;
+}
+
+function setUp(model) {
+  state.model = model;
+  document.title = `${model.name} · segship`;
+  $("name").textContent = model.name;
+  $("about").textContent = model.description || `${model.architecture}, ${model.serving.precision} on ${model.serving.engine}`;
+  $("limits").textContent = `up to ${Math.round(model.limits.max_bytes / MIB)} MiB and ${Math.round(model.limits.max_pixels / 1e6)} megapixels`;
+  $("class").replaceChildren(...classes().map((label) => new Option(label.name, label.id)));
+  $("classRow").hidden = byLabels() || classes().length < 2;
+  $("thresholdRow").hidden = byLabels();
+  for (const control of document.querySelectorAll("#downloads button, input[name=view][value=cutout]"))
+    (control.closest("label") ?? control).hidden = !model.outputs.includes(control.dataset.output ?? control.value);
+  const given = model.decode.decision.threshold ?? null;
+  $("softRow").hidden = rule() !== "saliency";
+  $("soft").checked = rule() === "saliency";
+  $("threshold").value = 100 * (given ?? 0.5);
+  facts(model);
+}
+
+// ------------------------------------------------------------------------------------------------ hands
+
+function take(files) {
+  const file = [...(files ?? [])][0];
+  if (file) show(file);
+}
+
+function connect() {
+  $("choose").addEventListener("click", () => $("file").click());
+  $("another").addEventListener("click", () => $("file").click());
+  $("camera").addEventListener("click", () => $("photo").click());
+  $("camera").hidden = !matchMedia("(pointer: coarse)").matches;
+  for (const input of [$("file"), $("photo")])
+    input.addEventListener("change", () => {
+      take(input.files);
+      input.value = "";
+    });
+  document.addEventListener("paste", (event) => take(event.clipboardData?.files));
+  let inside = 0;
+  document.addEventListener("dragenter", () => document.body.classList.toggle("over", ++inside > 0));
+  document.addEventListener("dragleave", () => document.body.classList.toggle("over", --inside > 0));
+  document.addEventListener("dragover", (event) => event.preventDefault());
+  document.addEventListener("drop", (event) => {
+    event.preventDefault();
+    inside = 0;
+    document.body.classList.remove("over");
+    take(event.dataTransfer?.files);
+  });
+  $("controls").addEventListener("submit", (event) => event.preventDefault());
+  $("controls").addEventListener("input", (event) => (event.target.id === "class" ? show(state.blob) : redraw()));
+  for (const button of document.querySelectorAll("#downloads button"))
+    button.addEventListener("click", () => download(button));
+  window.addEventListener("resize", () => state.map && fitCanvas());
+}
+
+try {
+  const answer = await fetch("v1/model");
+  setUp(await answer.json());
+  connect();
+} catch {
+  alertText("The server cannot be reached. Is it still running?");
+}

@@ -1,0 +1,136 @@
+"""Runs the application until it is told to stop, and stops it so that nothing that was begun is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import logging
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+
+import uvicorn
+
+from segship.errors import UsageError
+from segship.inference.predictor import Predictor
+from segship.serve.app import build_app
+from segship.serve.connection import Connection
+from segship.serve.options import ServeOptions
+from segship.serve.service import Service
+
+_log = logging.getLogger(__name__)
+
+HEADER_BYTES = 32 * 1024
+KEEP_ALIVE_SECONDS = 5
+MAX_CONNECTIONS = 1000
+"""uvicorn's own backstop; the queue answers long before"""
+
+GARBAGE = (700, 10, 10)
+"""Python's own: the command line looks for garbage less often, but a server's pictures must not wait for it"""
+
+
+class _Server(uvicorn.Server):
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:  # ours are installed by `serve`
+        yield
+
+
+def serve(predictor: Predictor, options: ServeOptions, listening: Callable[[str], None] | None = None) -> None:
+    """Serve until SIGTERM or SIGINT, then finish what was begun and return.
+
+    ``listening`` is called with the address once requests are taken. Raises UsageError for an address that is not
+    free, and what opening the service raises. A second signal ends the process at once.
+    """
+    gc.set_threshold(*GARBAGE)
+    service = Service(predictor, options)
+    try:
+        with bind(options.host, options.port) as sock:
+            asyncio.run(_until_signal(service, sock, listening))
+    finally:
+        service.close()
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening socket. Raises UsageError that says what to do."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
+        return socket.create_server((host, port), family=family, backlog=512)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UsageError(f"cannot listen on {host}:{port} ({reason}); choose another with --host and --port") from None
+
+
+def address(sock: socket.socket) -> str:
+    host, port = sock.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+async def _until_signal(service: Service, sock: socket.socket, listening: Callable[[str], None] | None) -> None:
+    stop = asyncio.Event()
+    with _signals(asyncio.get_running_loop(), stop):
+        await run(service, sock, listening, stop)
+
+
+async def run(
+    service: Service, sock: socket.socket, listening: Callable[[str], None] | None, stop: asyncio.Event
+) -> None:
+    """Serve on a listening socket until ``stop`` is set; then new requests get 503, and those that are here are
+    finished, for at most the time that one may take."""
+    grace = service.options.timeout + service.options.upload_timeout
+    server = _Server(_config(service, grace))
+    running = asyncio.create_task(server.serve(sockets=[sock]))
+    while not server.started and not running.done():
+        await asyncio.sleep(0.01)
+    if listening is not None and not running.done():
+        listening(address(sock))
+    waiting = asyncio.create_task(stop.wait())
+    await asyncio.wait((waiting, running), return_when=asyncio.FIRST_COMPLETED)
+    service.jobs.stop()
+    _log.info("shutting down: %d requests are finished first", service.jobs.taken)
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(service.jobs.drained(), grace)
+    server.should_exit = True
+    waiting.cancel()
+    await running
+
+
+def _config(service: Service, grace: float) -> uvicorn.Config:
+    return uvicorn.Config(
+        build_app(service),
+        http=Connection,
+        ws="none",
+        loop="asyncio",
+        log_config=None,
+        h11_max_incomplete_event_size=HEADER_BYTES,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=max(1, round(grace)),
+        limit_concurrency=MAX_CONNECTIONS,
+        server_header=False,
+        proxy_headers=False,
+    )
+
+
+@contextlib.contextmanager
+def _signals(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> Iterator[None]:
+    """The first SIGTERM or SIGINT sets ``stop``; a second one does what it does without us."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def handle(number: int, frame: object) -> None:
+        restore()
+        loop.call_soon_threadsafe(stop.set)
+
+    for number in before:
+        signal.signal(number, handle)
+    try:
+        yield
+    finally:
+        restore()

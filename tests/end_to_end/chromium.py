@@ -1,0 +1,144 @@
+"""A headless Chromium to drive from a test, over its debugging pipe: no driver and no further library needed."""
+
+from __future__ import annotations
+
+import base64
+import itertools
+import json
+import os
+import select
+import shutil
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+PROGRAMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+FLAGS = (
+    "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync", "--hide-scrollbars", "--disable-dev-shm-usage",
+    "--remote-debugging-pipe",
+)  # fmt: skip
+
+
+def program() -> str | None:
+    """The browser's path, or None where there is none."""
+    return next((path for name in PROGRAMS if (path := shutil.which(name))), None)
+
+
+class Page:
+    """One page in a browser of its own. A context manager."""
+
+    def __init__(self, profile: Path, downloads: Path) -> None:
+        chromium = program()
+        assert chromium is not None
+        to_read, self._to = os.pipe()
+        self._from, to_write = os.pipe()
+        # The browser reads commands from file descriptor 3 and answers on 4, each message ended by a zero byte.
+        shell = f'exec "$0" "$@" 3<&{to_read} 4>&{to_write}'
+        self._process = subprocess.Popen(
+            ["sh", "-c", shell, chromium, *FLAGS, f"--user-data-dir={profile}", "about:blank"],
+            pass_fds=(to_read, to_write), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+        )  # fmt: skip
+        os.close(to_read)
+        os.close(to_write)
+        self._numbers = itertools.count(1)
+        self._buffer = b""
+        self.events: list[dict[str, Any]] = []
+        self._session: str | None = None
+        targets = self.call("Target.getTargets")["targetInfos"]
+        target = next(one["targetId"] for one in targets if one["type"] == "page")
+        self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        for domain in ("Page", "Runtime", "Log", "Network"):
+            self.call(f"{domain}.enable")
+        self.call("Page.setDownloadBehavior", behavior="allow", downloadPath=str(downloads))
+
+    def __enter__(self) -> Page:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.terminate()
+        self._process.wait(20)
+        os.close(self._to)
+        os.close(self._from)
+
+    def call(self, method: str, timeout: float = 60, **parameters: Any) -> dict[str, Any]:
+        """One command of the DevTools protocol and its result."""
+        number = next(self._numbers)
+        message = {"id": number, "method": method, "params": parameters}
+        if self._session is not None:
+            message["sessionId"] = self._session
+        os.write(self._to, json.dumps(message).encode() + b"\0")
+        deadline = time.monotonic() + timeout
+        while True:
+            answer = self._next(deadline)
+            if answer.get("id") == number:
+                assert "error" not in answer, f"{method}: {answer['error']}"
+                return answer["result"]
+            self.events.append(answer)
+
+    def _next(self, deadline: float) -> dict[str, Any]:
+        while b"\0" not in self._buffer:
+            ready, _, _ = select.select([self._from], [], [], max(0, deadline - time.monotonic()))
+            assert ready, "the browser does not answer"
+            data = os.read(self._from, 1 << 20)
+            assert data, "the browser ended"
+            self._buffer += data
+        message, _, self._buffer = self._buffer.partition(b"\0")
+        return json.loads(message)
+
+    def open(
+        self, address: str, width: int = 1280, height: int = 900, *, dark: bool = False, phone: bool = False
+    ) -> None:
+        scale = 2 if phone else 1
+        self.call(
+            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=scale, mobile=phone
+        )
+        self.call("Emulation.setTouchEmulationEnabled", enabled=phone)
+        feature = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        self.call("Emulation.setEmulatedMedia", features=[feature])
+        self.call("Page.navigate", url=address)
+        self.wait("document.readyState === 'complete'")
+
+    def run(self, script: str) -> Any:
+        """A JavaScript expression's value; promises are awaited."""
+        done = self.call("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True, userGesture=True)
+        assert "exceptionDetails" not in done, done["exceptionDetails"]
+        return done["result"].get("value")
+
+    def wait(self, condition: str, seconds: float = 30) -> None:
+        """Until a JavaScript expression is true."""
+        deadline = time.monotonic() + seconds
+        while not self.run(condition):
+            assert time.monotonic() < deadline, f"never true: {condition}"
+            time.sleep(0.05)
+
+    def drop(self, path: Path, x: int = 300, y: int = 300) -> None:
+        """A file dragged in from outside and let go."""
+        data = {"items": [], "files": [str(path)], "dragOperationsMask": 1}
+        for kind in ("dragEnter", "dragOver", "drop"):
+            self.call("Input.dispatchDragEvent", type=kind, x=x, y=y, data=data)
+
+    def key(self, name: str, code: int) -> None:
+        """One key pressed and let go."""
+        for kind in ("keyDown", "keyUp"):
+            self.call("Input.dispatchKeyEvent", type=kind, key=name, code=name, windowsVirtualKeyCode=code)
+
+    def picture(self, path: Path) -> Path:
+        """The whole page as a PNG."""
+        size = self.call("Page.getLayoutMetrics")["cssContentSize"]
+        clip = {"x": 0, "y": 0, "width": size["width"], "height": size["height"], "scale": 1}
+        data = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=True, clip=clip)["data"]
+        path.write_bytes(base64.b64decode(data))
+        return path
+
+    def complaints(self) -> list[str]:
+        """What the page's console said as errors, among it what the content policy stopped."""
+        found = []
+        for event in self.events:
+            about = event.get("params", {})
+            if event.get("method") == "Log.entryAdded" and about["entry"]["level"] == "error":
+                found.append(about["entry"]["text"])
+            elif event.get("method") == "Runtime.exceptionThrown":
+                found.append(str(about["exceptionDetails"]))
+        return found
