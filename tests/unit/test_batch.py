@@ -17,7 +17,8 @@ from stub_engine import StubSession, first_channel, install, open_stub
 from segship.errors import OutputError, UsageError
 from segship.inference.batch import JOURNAL, PredictSummary, predict_files
 from segship.inference.images import find_inputs
-from segship.inference.outputs import PredictOptions, output_names
+from segship.inference.outputs import OutputOptions, PredictOptions, output_names
+from segship.inference.prediction import CONSTANT
 from segship.inference.predictor import Predictor
 
 
@@ -360,3 +361,144 @@ def test_the_record_says_what_ran(model: Predictor, tmp_path: Path) -> None:
     assert record["options"]["overlay"] is True
     assert record["versions"]["segship"]
     assert record["result"] == summary.as_dict()
+
+
+# ----------------------------------------------------------------------------------- cutouts and composites
+
+
+@pytest.fixture
+def salient(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """A package that gives a map: the first channel as it is."""
+    install(monkeypatch, first_channel)
+    data = manifest_data()
+    decision = {"rule": "saliency", "min_max": True, "polarity": "as-is", "to_uint8": "truncate"}
+    decode = data["decode"] | {"activation": "none", "decision": decision, "restore_what": "decision"}
+    with open_stub(tmp_path / "salient.segship", changes={"decode": decode}) as model:
+        yield model
+
+
+def journal(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / JOURNAL).read_text().splitlines()]
+
+
+@pytest.mark.parametrize("kind", ["mask", "cutout", "composite", "overlay"])
+def test_files_are_the_bytes_that_encode_gives(salient: Predictor, model: Predictor, tmp_path: Path, kind: Any) -> None:
+    inputs = write_inputs(tmp_path / "in", "a.png", "b.jpg", "c.tif")
+    for package in (salient, model):
+        options = OutputOptions(kind=kind, background="#102030", clean_mask=True)
+        out = tmp_path / package.manifest.decode.decision.rule
+        predict_files(package, inputs, out, PredictOptions(output=options, batch=2))
+        for path in inputs:
+            assert (out / f"{path.stem}.png").read_bytes() == package(path.read_bytes()).encode(kind, options)
+
+
+def test_resume_knows_the_kind_and_its_background(salient: Predictor, tmp_path: Path) -> None:
+    inputs = write_inputs(tmp_path / "in", "a.png", "b.png")
+    below = write_inputs(tmp_path / "below", "x.png")[0]
+    out = tmp_path / "out"
+
+    def done(**options: Any) -> int:
+        return predict_files(salient, inputs, out, PredictOptions(output=OutputOptions(**options))).done
+
+    composite = {"kind": "composite", "background": str(below)}
+    for options in ({}, {"kind": "cutout"}, {"kind": "composite"}, composite, {"threshold": 0.4}, {"clean_mask": True}):
+        assert done(**options) == 2
+        assert done(**options) == 0
+    assert done(**composite) == 2
+    Pil.fromarray(np.zeros((4, 4, 3), np.uint8)).save(below)
+    assert done(**composite) == 2
+
+
+def test_pictures_beyond_the_budget_are_read_twice(
+    salient: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = write_inputs(tmp_path / "in", *(f"{k}.png" for k in range(6)))
+    read = []
+    original = Predictor.read
+
+    def counted(self: Predictor, source: Any, name: str | None = None) -> Any:
+        read.append(source)
+        return original(self, source, name)
+
+    monkeypatch.setattr(Predictor, "read", counted)
+    files_of = {}
+    for budget, expected in ((1 << 20, 6), (0, 12), (20 * 30 * 3, None)):
+        monkeypatch.setattr("segship.inference.batch.KEPT_BYTES", budget)
+        read.clear()
+        out = tmp_path / f"out{budget}"
+        options = PredictOptions(output=OutputOptions(kind="cutout"), batch=2)
+        assert predict_files(salient, inputs, out, options).failed == ()
+        assert len(read) == expected if expected else 6 <= len(read) <= 12
+        files_of[budget] = [(out / f"{path.stem}.png").read_bytes() for path in inputs]
+    assert files_of[0] == files_of[1 << 20] == files_of[20 * 30 * 3]
+
+
+def test_notes_reach_the_journal_and_the_summary(salient: Predictor, tmp_path: Path) -> None:
+    inputs = write_inputs(tmp_path / "in", "a.png")
+    frames = [Pil.fromarray(np.full((8, 8, 3), value, np.uint8)) for value in (10, 200)]
+    gif = tmp_path / "in" / "b.gif"
+    frames[0].save(gif, save_all=True, append_images=frames[1:])
+    summary = predict_files(salient, [*inputs, gif], tmp_path / "out")
+    said = [note for _, note in summary.notes]
+    assert said == ["more than one frame; the first is used", CONSTANT]
+    assert {name for name, _ in summary.notes} == {str(gif)}
+    by_input = {Path(entry["input"]).name: entry for entry in journal(tmp_path / "out")}
+    assert by_input["a.png"]["notes"] == []
+    assert by_input["a.png"]["constant_output"] is False
+    assert by_input["b.gif"]["notes"] == said
+    assert by_input["b.gif"]["constant_output"] is True
+    record = json.loads((tmp_path / "out" / "segship-run.json").read_text())
+    assert [entry["note"] for entry in record["result"]["notes"]] == said
+    assert record["options"]["output"] == {"kind": "mask"}
+
+
+def test_extras_follow_the_same_decision(salient: Predictor, tmp_path: Path) -> None:
+    inputs = write_inputs(tmp_path / "in", "a.png")
+    options = PredictOptions(
+        output=OutputOptions(kind="cutout", threshold=0.5, clean_mask=True), instances=True, overlay=True
+    )
+    predict_files(salient, inputs, tmp_path / "out", options)
+    alpha = cv2.imread(str(tmp_path / "out/a.png"), cv2.IMREAD_UNCHANGED)[..., 3]
+    numbered = cv2.imread(str(tmp_path / "out/instances/a.png"), cv2.IMREAD_UNCHANGED)
+    assert ((numbered > 0) == (alpha > 0)).all()
+    assert (tmp_path / "out/overlays/a.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"instances": True}, "--threshold"),
+        ({"palette": True}, "--threshold"),
+        ({"output": {"kind": "composite", "background": "nocolour"}}, "background"),
+    ],
+)
+def test_what_would_fail_on_every_picture_is_said_once(
+    salient: Predictor, tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    inputs = write_inputs(tmp_path / "in", "a.png")
+    if "output" in options:
+        options = {"output": OutputOptions(**options["output"])}
+    with pytest.raises(UsageError, match=message):
+        predict_files(salient, inputs, tmp_path / "out", PredictOptions(**options))
+    assert not (tmp_path / "out").exists()
+
+
+def test_forms_of_masks_do_not_go_with_cutouts() -> None:
+    cutout = OutputOptions(kind="cutout")
+    for options in ({"format": "npz"}, {"palette": True}, {"format": "jpeg"}, {"grid": "network"}):
+        with pytest.raises(UsageError, match=r"leave (it )?out"):
+            PredictOptions(output=cutout, **options)
+    with pytest.raises(UsageError, match="rgb masks"):
+        PredictOptions(output=OutputOptions(rgb_mask=True), palette=True)
+
+
+def test_rgb_masks_of_several_classes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, lambda x: [x[:, :2] * 1000])
+    network = manifest_data()["network"] | {"outputs": [{"name": "y", "channels": 2, "values": "logits"}]}
+    labels = [{"id": k, "name": f"class {k}", "color": [k, k, k]} for k in (1, 2)]
+    inputs = write_inputs(tmp_path / "in", "a.png")
+    with open_stub(tmp_path / "net", changes={"network": network, "labels": labels}) as model:
+        with pytest.raises(UsageError, match="each of its classes"):
+            predict_files(model, inputs, tmp_path / "out", PredictOptions(output=OutputOptions(rgb_mask=True)))
+        predict_files(model, inputs, tmp_path / "out", PredictOptions(output=OutputOptions(kind="cutout")))
+        assert cv2.imread(str(tmp_path / "out/a.png"), cv2.IMREAD_UNCHANGED).shape == (20, 30, 4)

@@ -177,7 +177,7 @@ def test_pixel_hash_sees_shape_and_type() -> None:
 
 def test_first_frame_is_used_and_noted() -> None:
     frames = [Pil.fromarray(np.full((8, 8, 3), value, np.uint8)) for value in (10, 200)]
-    for format, options in (("PNG", {}), ("TIFF", {}), ("WebP", {"lossless": True})):
+    for format, options in (("PNG", {}), ("TIFF", {}), ("WebP", {"lossless": True}), ("GIF", {})):
         buffer = io.BytesIO()
         frames[0].save(buffer, format, save_all=True, append_images=frames[1:], **options)
         image = read_image(buffer.getvalue(), BGR)
@@ -211,6 +211,7 @@ WHOLE = {
     "tiff": encode(NOISE, "TIFF"),
     "tiff-lzw": encode(NOISE, "TIFF", compression="tiff_lzw"),
     "webp": encode(NOISE, "WebP"),
+    "gif": encode(NOISE, "GIF"),
 }
 
 
@@ -241,7 +242,9 @@ def test_a_thumbnails_end_is_not_the_pictures_end() -> None:
     [
         (b"", "empty"),
         (b"<html>not found</html>", "not an image.*PNG, JPEG"),
-        (b"GIF89a" + bytes(40), "not an image"),
+        (b"GIF89a" + bytes(40), "damaged GIF"),
+        (b"GIF89a" + b"\x10\0\x10\0\0\0\0" + b";", "damaged GIF.*no frame"),
+        (b"\0\0\0\x18ftypmp42" + bytes(40), "not an image"),
         (b"\x89PNG\r\n\x1a\n" + bytes(100), "damaged PNG|cut short"),
         (b"\xff\xd8\xff\xe0" + bytes(100), "damaged JPEG|cut short"),
         (b"II*\0" + bytes(100), "damaged TIFF"),
@@ -252,6 +255,67 @@ def test_a_thumbnails_end_is_not_the_pictures_end() -> None:
 def test_what_is_not_a_picture_is_refused(data: bytes, message: str) -> None:
     with pytest.raises(InputError, match=message):
         read_image(data, BGR)
+
+
+def test_gif_is_read_by_every_reader() -> None:
+    picture = Pil.fromarray(np.array([[0, 1], [2, 1]], np.uint8))
+    picture.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])
+    colors = np.array([[[10, 20, 30], [40, 50, 60]], [[70, 80, 90], [40, 50, 60]]], np.uint8)
+    buffer = io.BytesIO()
+    picture.save(buffer, "GIF")
+    for reader in (RGB, PILLOW, SKIMAGE):
+        assert (read_image(buffer.getvalue(), reader).pixels == colors).all()
+    assert (read_image(buffer.getvalue(), BGR).pixels == colors[..., ::-1]).all()
+    grey = read_image(buffer.getvalue(), GREY)
+    assert grey.pixels.shape == (2, 2, 1)
+    assert (grey.rgb8() == colors).all()
+
+
+def heic(array: np.ndarray, frames: int = 1) -> bytes:
+    heif = pytest.importorskip("pillow_heif")
+    file = heif.from_pillow(Pil.fromarray(array))
+    for _ in range(frames - 1):
+        file.add_from_pillow(Pil.fromarray(array))
+    buffer = io.BytesIO()
+    file.save(buffer, quality=-1, chroma=444)
+    return buffer.getvalue()
+
+
+def test_heic_is_read_where_pillow_heif_is_installed() -> None:
+    smooth = cv2.GaussianBlur(NOISE, (0, 0), 8)
+    data = heic(smooth)
+    for reader in (RGB, PILLOW, SKIMAGE):
+        image = read_image(data, reader)
+        assert image.notes == ()
+        assert np.abs(image.pixels.astype(int) - smooth).max() <= 3
+    assert "more than one frame" in read_image(heic(smooth, 2), RGB).notes[0]
+    for length in (12, 100, len(data) // 2, len(data) - 20):
+        with pytest.raises(InputError, match="cell"):
+            read_image(data[:length], RGB, name="cell")
+    with pytest.raises(InputError, match="max-pixels"):
+        read_image(data, RGB, Limits(max_pixels=100))
+
+
+def test_heic_without_its_reader_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    header = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(40)
+    for reader in (BGR, PILLOW, SKIMAGE):
+        with pytest.raises(InputError, match=r"holiday.*HEIC.*segship\[heic\].*JPEG or PNG"):
+            read_image(header, reader, name="holiday.heic")
+
+
+def test_avif(monkeypatch: pytest.MonkeyPatch) -> None:
+    from PIL import features
+
+    if features.check("avif"):
+        smooth = cv2.GaussianBlur(NOISE, (0, 0), 8)
+        data = encode(smooth, "AVIF", quality=100)
+        assert np.abs(read_image(data, RGB).pixels.astype(int) - smooth).max() <= 5
+    monkeypatch.setattr(features, "check", lambda name: False)
+    with pytest.raises(InputError, match="AVIF.*JPEG or PNG"):
+        read_image(b"\0\0\0\x1cftypmif1\0\0\0\0mif1avifmiaf" + bytes(40), RGB)
 
 
 def test_a_changed_byte_in_a_png_is_found() -> None:

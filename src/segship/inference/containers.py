@@ -2,8 +2,8 @@
 
 Decoders differ in what they do with a file that was cut short (some OpenCV builds fill the rest with grey and
 say nothing), and a header may claim more pixels than the machine can hold. So the container is read first.
-PNG and JPEG are walked here, without any library; TIFF, BMP and WebP headers are read by Pillow, which decodes
-nothing until it is asked to.
+PNG, JPEG and GIF are walked here, without any library; TIFF, BMP, WebP and AVIF headers are read by Pillow, HEIC
+headers by pillow-heif where it is installed; both decode nothing until they are asked to.
 """
 
 from __future__ import annotations
@@ -15,13 +15,20 @@ from typing import Any
 
 from segship.errors import InputError
 
-FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WebP")
-SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".tif", ".tiff", ".bmp", ".dib", ".webp")
+FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WebP", "GIF", "HEIC", "AVIF")
+SUFFIXES = (
+    *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".tif", ".tiff", ".bmp", ".dib", ".webp", ".gif"),
+    *(".heic", ".heif", ".hif", ".avif"),
+)
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _JPEG_END = b"\xff\xd9"
 _START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _START_OF_SCAN = 0xDA
+# ISO 14496-12 files name their brand in the first box; ISO 23008-12 and the AVIF specification list these.
+_HEIC_BRANDS = frozenset({b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"hevm", b"hevs", b"mif1", b"msf1"})
+_AVIF_BRANDS = frozenset({b"avif", b"avis"})
+_GIF_EXTENSION, _GIF_FRAME, _GIF_END = 0x21, 0x2C, 0x3B
 _WITHOUT_LENGTH = frozenset([0x01, *range(0xD0, 0xD9)])
 
 
@@ -51,11 +58,13 @@ def inspect_container(data: bytes, name: str) -> Container:
             return _walk_png(data)
         if kind == "JPEG":
             return _walk_jpeg(data)
+        if kind == "GIF":
+            return _walk_gif(data)
         return _ask_pillow(data, kind)
     except _CutShort:
         raise InputError(f"{name} is a {kind} file that was cut short; copy or download that file again") from None
-    except InputError:
-        raise
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from None
     # Header parsers raise nearly anything on hostile bytes: struct.error, SyntaxError, KeyError, OverflowError …
     except Exception as error:
         raise InputError(f"{name} is a damaged {kind} file ({error}); copy or download that file again") from error
@@ -72,7 +81,18 @@ def _kind(data: bytes) -> str | None:
         return "BMP"
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "WebP"
-    return None
+    if data[:6] in (b"GIF87a", b"GIF89a"):
+        return "GIF"
+    return _kind_of_boxes(data) if data[4:8] == b"ftyp" else None
+
+
+def _kind_of_boxes(data: bytes) -> str | None:
+    # An AVIF may have the general brand mif1 first and avif among the compatible ones.
+    length = min(struct.unpack_from(">I", data)[0], 256)
+    brands = [data[8:12], *(data[at : at + 4] for at in range(16, length, 4))]
+    if any(brand in _AVIF_BRANDS for brand in brands):
+        return "AVIF"
+    return "HEIC" if any(brand in _HEIC_BRANDS for brand in brands) else None
 
 
 def _walk_png(data: bytes) -> Container:
@@ -124,6 +144,37 @@ def _walk_jpeg(data: bytes) -> Container:
     return Container(format="JPEG", height=size[0], width=size[1])
 
 
+def _walk_gif(data: bytes) -> Container:
+    if len(data) < 13:
+        raise _CutShort
+    width, height, flags = struct.unpack_from("<HHB", data, 6)
+    position, frames = 13 + _gif_palette(flags), 0
+    while position < len(data) and data[position] != _GIF_END:
+        kind = data[position]
+        if kind == _GIF_EXTENSION:
+            position += 2
+        elif kind == _GIF_FRAME:
+            frames += 1
+            if position + 10 > len(data):
+                raise _CutShort
+            position += 11 + _gif_palette(data[position + 9])
+        else:
+            raise ValueError("no block where one must be")
+        while position < len(data) and data[position]:  # sub-blocks, each behind its length, ended by a zero
+            position += 1 + data[position]
+        position += 1
+    if position >= len(data):
+        raise _CutShort
+    if not frames or not width or not height:
+        raise ValueError("no frame in it")
+    return Container(format="GIF", height=height, width=width, several=frames > 1)
+
+
+def _gif_palette(flags: int) -> int:
+    """Bytes of the palette that a GIF's flags announce."""
+    return 3 << ((flags & 7) + 1) if flags & 0x80 else 0
+
+
 def _ask_pillow(data: bytes, kind: str) -> Container:
     # The plugin classes are called directly: Image.open would apply Pillow's own, process-wide pixel limit first.
     with open_with_pillow(data, kind) as picture:
@@ -141,7 +192,10 @@ def _has_second_frame(picture: Any) -> bool:
 
 
 def open_with_pillow(data: bytes, kind: str) -> Any:
-    """A ``PIL.ImageFile`` of one of FORMATS, header read, pixels not; the caller translates exceptions."""
+    """A ``PIL.ImageFile`` of one of FORMATS, header read, pixels not; the caller translates exceptions.
+
+    Raises InputError where this installation has no reader for it.
+    """
     stream = io.BytesIO(data)
     if kind == "PNG":
         from PIL.PngImagePlugin import PngImageFile
@@ -159,6 +213,35 @@ def open_with_pillow(data: bytes, kind: str) -> Any:
         from PIL.BmpImagePlugin import BmpImageFile
 
         return BmpImageFile(stream)
+    if kind == "GIF":
+        from PIL.GifImagePlugin import GifImageFile
+
+        return GifImageFile(stream)
+    if kind == "HEIC":
+        return _open_heic(stream)
+    if kind == "AVIF":
+        return _open_avif(stream)
     from PIL.WebPImagePlugin import WebPImageFile
 
     return WebPImageFile(stream)
+
+
+def _open_heic(stream: io.BytesIO) -> Any:
+    try:
+        from pillow_heif import HeifImageFile
+    except ImportError:
+        raise InputError(
+            "this is a HEIC picture, which takes one more library: pip install 'segship[heic]', "
+            "or save the picture as JPEG or PNG"
+        ) from None
+    return HeifImageFile(stream)
+
+
+def _open_avif(stream: io.BytesIO) -> Any:
+    from PIL import features
+
+    if not features.check("avif"):
+        raise InputError("this is an AVIF picture, which this Pillow cannot read; save the picture as JPEG or PNG")
+    from PIL.AvifImagePlugin import AvifImageFile
+
+    return AvifImageFile(stream)
