@@ -4,6 +4,7 @@ What is left in the output folder:
 
     summary.json                 every number, each with data set, hashes, cases, engine and what executed
     <precision>/cases.csv        one line a case
+    <precision>/curves.csv       precision, recall, F … by threshold, where the world has curves; curves.png shows them
     pictures/*.png               panels of examples, worst cases and worst disagreements
     pictures.json                which panel is what
 """
@@ -18,25 +19,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from segship.datasets import Case, Dataset, open_dataset
+from segship.datasets import Case, Dataset, is_sod, open_dataset
 from segship.errors import OutputError, UsageError
 from segship.inference.prediction import Prediction
 from segship.inference.predictor import Predictor
 from segship.inference.writers import write_bytes
 from segship.manifest import Drop, Executed, Manifest
+from segship.measure import curves
+from segship.measure.agreement import Kind, Reference, kind_of
 from segship.measure.environment import environment, executed_by
 from segship.measure.gallery import choose_pictures, write_pictures
+from segship.measure.tables import columns
 from segship.metrics import get_scorer
 from segship.metrics.evaluation import Evaluation, drop_against, evaluate_cases
 from segship.metrics.scores import CaseScore
 from segship.package import Package, dump_json, open_package, update_package
 
 Progress = Callable[[int, int, str], None]
-
-MASK_MEMORY_BYTES = 256 << 20
-"""fp32 masks kept (one bit a pixel, network grid) to compare other precisions with; beyond it cases are not compared"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,8 @@ class VariantScore:
     drop: Drop | None
     """against fp32 of the same call; None for fp32 itself or where it was not evaluated"""
     agreement: dict[str, float] = field(default_factory=dict)
-    """case -> share of network-grid pixels with fp32's label"""
+    """case -> likeness to fp32 on the network's grid: share of equal labels, or 1 − mean |difference| of maps"""
+    kind: Kind = "labels"
 
     @property
     def precision(self) -> str:
@@ -57,6 +58,10 @@ class VariantScore:
 
     def as_dict(self) -> dict[str, Any]:
         found = self.evaluation
+        agreement = float(np.mean(list(self.agreement.values()))) if self.agreement else None
+        likeness: dict[str, Any] = {"label_agreement": agreement}
+        if self.kind == "maps":
+            likeness = {"label_agreement": None, "map_difference": None if agreement is None else 1 - agreement}
         return {
             "precision": found.precision,
             "engine": found.engine,
@@ -66,7 +71,7 @@ class VariantScore:
             "metrics": found.metrics,
             "drop": self.drop.drop if self.drop else 0.0 if found.precision == "fp32" else None,
             "drop_detail": self.drop.model_dump(mode="json") if self.drop else None,
-            "label_agreement": float(np.mean(list(self.agreement.values()))) if self.agreement else None,
+            **likeness,
             "cases": len(found.scores),
             "failed": [{"case": case, "error": message} for case, message in found.failures],
             "seconds": round(found.seconds, 3),
@@ -95,6 +100,7 @@ class EvaluateResult:
         first = self.variants[0].evaluation
         return {
             "metric": {"name": first.metric, "higher_is_better": first.higher_is_better},
+            "scorer": self.package.manifest.metric.scorer,
             "metrics": first.metrics,
             "cases": len(first.scores),
             "dataset": self.dataset.name,
@@ -112,13 +118,21 @@ class EvaluateResult:
         scorer = get_scorer(self.package.manifest.metric.scorer)
         split = f", split {self.dataset.split} (ids {self.dataset.split_sha256[:12]}…)" if self.dataset.split else ""
         head = f"{self.dataset.name}{split}: {len(first.scores)} cases, content {first.dataset_sha256[:12]}…"
-        lines = [head, "", f"{first.precision} on {first.engine}", scorer.table(first.metrics)]
-        for other in self.variants[1:]:
-            lines += ["", f"{other.precision} on {other.evaluation.engine}", scorer.table(other.evaluation.metrics)]
+        names = [f"{v.precision} on {v.evaluation.engine}" for v in self.variants]
+        lines = [head, "", ", ".join(names)]
+        if len(self.variants) == 1:
+            lines.append(scorer.table(first.metrics))
+        else:
+            rows = [
+                [name, *(f"{v.evaluation.metrics[name]:.4f}" for v in self.variants), scorer.METRICS.get(name, "")]
+                for name in first.metrics
+            ]
+            lines.append(columns(["", *(v.precision for v in self.variants), ""], rows))
         lines += (
-            ["", *(_drop_line(v.precision, v.drop) for v in self.variants if v.drop)] if len(self.variants) > 1 else []
+            ["", *(_drop_line(v.evaluation, v.drop) for v in self.variants if v.drop)] if len(self.variants) > 1 else []
         )
         lines += [f"failed: {case}: {text}" for v in self.variants for case, text in v.evaluation.failures]
+        lines += ["", *remarks] if (remarks := getattr(scorer, "REMARKS", ())) else []
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)]).rstrip()
 
 
@@ -160,13 +174,13 @@ def evaluate(
         "cache_dir": cache_dir,
     }
     variants: list[VariantScore] = []
-    reference = _Masks()
+    reference = Reference()
     for name in sorted(dict.fromkeys(wanted), key=lambda p: p != "fp32"):  # fp32 first: the others are compared with it
         with Predictor.open(opened, precision=name, **options) as predictor:
             if any(v.precision == predictor.precision for v in variants):
                 continue  # `auto` chose one that was named too
             variants.append(_score(predictor, data, batch, reference, variants, progress))
-    notes = [*data.notes]
+    notes = list(dict.fromkeys([*data.notes, *(note for v in variants for note in v.evaluation.notes)]))
     if record:
         opened = _record(opened, data, variants, notes)
     result = EvaluateResult(
@@ -190,45 +204,28 @@ def _open_data(
 ) -> Dataset:
     if isinstance(dataset, Dataset):
         return dataset
+    if layout is None and manifest.metric.scorer == "sod" and is_sod(Path(dataset)):
+        layout = "sod"  # images/ + masks/ is one of its layouts too
     classes = manifest.network.outputs[0].channels
     # one class leaves the masks to tell what they are; more are needed to tell label ids from a binary mask
     return open_dataset(dataset, layout, split, exclude, num_classes=classes if classes > 1 else None)
-
-
-class _Masks:
-    """fp32's masks on the network grid, packed; later precisions are compared with them case by case."""
-
-    def __init__(self) -> None:
-        self.packed: dict[str, NDArray[np.uint8]] = {}
-        self.held = 0
-
-    def keep(self, case: Case, prediction: Prediction, score: CaseScore) -> None:
-        packed = np.packbits(prediction.on_grid("network").masks)
-        if self.held + packed.nbytes <= MASK_MEMORY_BYTES:
-            self.packed[case.id] = packed
-            self.held += packed.nbytes
-
-    def agreement(self, case: Case, prediction: Prediction) -> float | None:
-        before = self.packed.get(case.id)
-        if before is None:
-            return None
-        masks = prediction.on_grid("network").masks
-        different = np.unpackbits(before ^ np.packbits(masks), count=masks.size)
-        return 1.0 - float(different.mean())
 
 
 def _score(
     predictor: Predictor,
     data: Dataset,
     batch: int,
-    reference: _Masks,
+    reference: Reference,
     before: Sequence[VariantScore],
     progress: Progress | None,
 ) -> VariantScore:
     agreement: dict[str, float] = {}
 
+    def keep(case: Case, prediction: Prediction, score: CaseScore) -> None:
+        reference.keep(case.id, prediction)
+
     def compare(case: Case, prediction: Prediction, score: CaseScore) -> None:
-        share = reference.agreement(case, prediction)
+        share = reference.agreement(case.id, prediction)
         if share is not None:
             agreement[case.id] = share
 
@@ -237,9 +234,7 @@ def _score(
             progress(done, total, f"{predictor.precision}: {text}")
 
     is_reference = predictor.precision == "fp32"
-    found = evaluate_cases(
-        predictor, data, batch=batch, on_case=reference.keep if is_reference else compare, progress=tell
-    )
+    found = evaluate_cases(predictor, data, batch=batch, on_case=keep if is_reference else compare, progress=tell)
     fp32 = next((v.evaluation for v in before if v.precision == "fp32"), None)
     comparable = fp32 is not None and [s.id for s in fp32.scores] == [s.id for s in found.scores]
     return VariantScore(
@@ -248,6 +243,7 @@ def _score(
         executed=_executed(predictor, data, found),
         drop=drop_against(fp32, found) if fp32 is not None and comparable else None,
         agreement=agreement,
+        kind=kind_of(predictor.manifest),
     )
 
 
@@ -318,6 +314,9 @@ def _write(result: EvaluateResult, output: Path, options: dict[str, Any]) -> Non
     write_bytes(output / "summary.json", dump_json({**result.as_dict(), "environment": environment()}))
     for variant in result.variants:
         write_bytes(output / variant.precision / "cases.csv", _csv(variant).encode())
+        if variant.evaluation.curves:
+            curves.write_csv(output / variant.precision / curves.CSV, variant.evaluation.curves)
+    curves.write_picture(output / curves.PICTURE, {v.precision: v.evaluation.curves for v in result.variants})
     chosen = choose_pictures(
         {v.precision: v.evaluation for v in result.variants}, {v.precision: v.agreement for v in result.variants}
     )
@@ -325,21 +324,23 @@ def _write(result: EvaluateResult, output: Path, options: dict[str, Any]) -> Non
 
 
 def _csv(variant: VariantScore) -> str:
-    """id, every per-case metric, and the agreement with fp32 where there is one."""
+    """id, every per-case metric, and how near fp32's answer is where there is one."""
     names = list(variant.evaluation.scores[0].values)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["case", *names, "label_agreement_with_fp32"])
+    maps = variant.kind == "maps"
+    writer.writerow(["case", *names, "map_difference_from_fp32" if maps else "label_agreement_with_fp32"])
     for score in variant.evaluation.scores:
         agreed = variant.agreement.get(score.id)
         row = [f"{score.values[name]:.6f}" for name in names]
-        writer.writerow([score.id, *row, "" if agreed is None else f"{agreed:.6f}"])
+        writer.writerow([score.id, *row, "" if agreed is None else f"{1 - agreed if maps else agreed:.6f}"])
     return text.getvalue()
 
 
-def _drop_line(precision: str, drop: Drop) -> str:
+def _drop_line(found: Evaluation, drop: Drop) -> str:
     low, high = drop.interval95
+    what = f"{drop.metric} drop against fp32" if found.higher_is_better else f"{drop.metric} worse than fp32 by"
     return (
-        f"{precision}: {drop.metric} drop against fp32 {drop.drop:+.4f} (95 % interval {low:+.4f} to {high:+.4f}, paired bootstrap over "
+        f"{found.precision}: {what} {drop.drop:+.4f} (95 % interval {low:+.4f} to {high:+.4f}, paired bootstrap over "
         f"{drop.cases} cases); worst case {drop.worst_case}: {drop.worst_drop:+.4f}"
     )

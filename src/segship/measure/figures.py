@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any
@@ -21,6 +21,7 @@ from segship.errors import UsageError
 # placeholder -> CSS; drawn nowhere else, so that replacing the text is safe
 INK, SOFT, LINE, ACCENT, WARM = "#010203", "#020304", "#030405", "#040506", "#050607"
 _CSS = {INK: "var(--ink)", SOFT: "var(--soft)", LINE: "var(--line)", ACCENT: "var(--accent)", WARM: "var(--warm)"}
+_LOOKS = ((ACCENT, "-"), (WARM, (0, (5, 2))), (SOFT, (0, (1, 1.5))), (INK, (0, (6, 2, 1, 2))))
 _SIZES = {"wide": (7.4, 3.5), "half": (3.6, 2.7), "narrow": (3.5, 3.1)}  # inches of 96 pixels
 
 
@@ -56,7 +57,7 @@ def speed_plot(
         _pad_values(axes, [v for p in points for v in (p.value, p.low, p.high) if v is not None])
         axes.set_xlabel(speed_label)
         axes.set_title(metric, loc="left")
-        _label_points(axes, points)
+        _label_points(axes, points, higher_is_better)
 
     return {size: _svg(draw, size, title) for size in ("wide", "narrow")}
 
@@ -71,10 +72,10 @@ def pareto(points: Sequence[Point], higher_is_better: bool = True) -> list[Point
     return front[::-1]
 
 
-def score_histogram(scores: Sequence[float], *, metric: str) -> dict[str, str]:
-    """How one precision's per-case scores are spread."""
+def score_histogram(scores: Sequence[float], *, metric: str, higher_is_better: bool = True) -> dict[str, str]:
+    """How one precision's per-case scores are spread: over 0..1, errors over 0 to the largest."""
     values = np.asarray(scores)
-    low, high = min(0.0, float(values.min())), max(1.0, float(values.max()))
+    low, high = min(0.0, float(values.min())), max(1.0 if higher_is_better else 1e-6, float(values.max()))
     counts, edges = np.histogram(values, bins=20, range=(low, high))
     title = (
         f"Histogram of {metric} over {len(values)} cases: least {values.min():.3f}, median {np.median(values):.3f}, "
@@ -98,11 +99,12 @@ def score_histogram(scores: Sequence[float], *, metric: str) -> dict[str, str]:
     return {size: _svg(draw, size, title) for size in ("half", "narrow")}
 
 
-def drop_plot(drops: Sequence[float], *, metric: str, precision: str) -> dict[str, str]:
-    """What each case lost from fp32 to ``precision``, sorted: gains left, losses right."""
+def drop_plot(drops: Sequence[float], *, metric: str, precision: str, higher_is_better: bool = True) -> dict[str, str]:
+    """What each case lost from fp32 to ``precision``, sorted: gains left, losses right. Of an error: what it added."""
     values = np.sort(np.asarray(drops))
+    what = "lost" if higher_is_better else "added"
     title = (
-        f"{metric} lost per case from fp32 to {precision}, sorted: from {values[0]:+.4f} to {values[-1]:+.4f} over "
+        f"{metric} {what} per case from fp32 to {precision}, sorted: from {values[0]:+.4f} to {values[-1]:+.4f} over "
         f"{len(values)} cases, mean {values.mean():+.4f}."
     )
 
@@ -112,10 +114,52 @@ def drop_plot(drops: Sequence[float], *, metric: str, precision: str) -> dict[st
             axes.vlines(places[chosen], 0, values[chosen], color=color, lw=max(0.8, min(4.0, 150 / len(values))))
         axes.axhline(0, color=SOFT, lw=0.8)
         axes.set_xlabel(f"cases, sorted by what {precision} changes")
-        axes.set_title(f"{metric} lost", loc="left")
+        axes.set_title(f"{metric} {what}", loc="left")
         axes.set_xlim(0, len(values) + 1)
 
     return {size: _svg(draw, size, title) for size in ("half", "narrow")}
+
+
+def curve_plots(by_name: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, str]]:
+    """{'pr': …, 'f': …}: precision over recall, and F over thresholds with its maximum; the first name stands out.
+
+    Each value holds arrays ``precision``, ``recall`` and ``F`` by threshold 0..255.
+    """
+    names = list(by_name)
+    looks = {name: _LOOKS[min(place, len(_LOOKS) - 1)] for place, name in enumerate(names)}
+    peaks = {name: int(np.argmax(found["F"])) for name, found in by_name.items()}
+    best = "; ".join(f"{name}: max F {by_name[name]['F'][i]:.4f} at threshold {i}" for name, i in peaks.items())
+
+    def draw(axes: Any, over: Callable[[str], Any], name_of: Callable[[str], str], key: str) -> None:
+        for place, name in enumerate(names):
+            color, dash = looks[name]
+            line = {"color": color, "ls": dash, "lw": 1.6, "zorder": len(names) - place}
+            axes.plot(over(name), by_name[name][key], label=name_of(name), **line)
+        axes.set_ylim(0, 1.02)
+        axes.legend(loc="lower left" if key == "precision" else "lower center", frameon=False, labelcolor=SOFT)
+
+    def precision_recall(axes: Any, size: str) -> None:
+        draw(axes, lambda name: by_name[name]["recall"], str, "precision")
+        axes.set(xlim=(0, 1), xlabel="recall")
+        axes.set_title("precision", loc="left")
+
+    def f_curve(axes: Any, size: str) -> None:
+        def peak(name: str) -> str:
+            return f"{name}, {by_name[name]['F'][peaks[name]]:.4f} at {peaks[name]}"
+
+        draw(axes, lambda name: np.arange(len(by_name[name]["F"])), peak, "F")
+        axes.plot(
+            peaks[names[0]], by_name[names[0]]["F"][peaks[names[0]]], "o", ms=5, color=looks[names[0]][0], zorder=9
+        )
+        axes.set(xlim=(0, 255), xlabel="threshold on the map, 0 to 255")
+        axes.set_title("F (β² = 0.3)", loc="left")
+
+    texts = {
+        "pr": f"Precision over recall of {', '.join(names)}, each averaged over the images.",
+        "f": f"F measure over thresholds of {', '.join(names)}. {best}.",
+    }
+    draws = {"pr": precision_recall, "f": f_curve}
+    return {kind: {size: _svg(draws[kind], size, texts[kind]) for size in ("half", "narrow")} for kind in texts}
 
 
 # ------------------------------------------------------------------------------------------------ drawing
@@ -183,20 +227,21 @@ def _pad_values(axes: Any, values: Sequence[float]) -> None:
     axes.set_ylim(low - room, high + room)
 
 
-def _label_points(axes: Any, points: Sequence[Point]) -> None:
-    """Names above and to the right of the points, clear of the falling front; pushed up where two would touch."""
+def _label_points(axes: Any, points: Sequence[Point], higher_is_better: bool = True) -> None:
+    """Names to the right of the points and clear of the front: above where it falls, below where it rises; moved on
+    where two would touch."""
     height = axes.figure.get_size_inches()[1] * 72 * 0.75
     low, high = axes.get_ylim()
-    per_point = (high - low) / height  # value units per typographic point
+    per_point = (high - low) / height * (1 if higher_is_better else -1)  # value units per typographic point
     near = (axes.get_xlim()[1] - axes.get_xlim()[0]) * 0.16
     placed: list[tuple[float, float]] = []
-    for point in sorted(points, key=lambda p: p.value):
-        level = point.value + 8 * per_point
+    for point in sorted(points, key=lambda p: p.value / per_point):
+        level = point.value / per_point + 8
         for speed, other in placed:
-            if abs(speed - point.speed) < near and level < other + 12 * per_point:
-                level = other + 12 * per_point
+            if abs(speed - point.speed) < near and level < other + 12:
+                level = other + 12
         placed.append((point.speed, level))
-        shift = (level - point.value) / per_point
+        shift = (level - point.value / per_point) * (1 if higher_is_better else -1)
         axes.annotate(
             point.name, (point.speed, point.value), (7, shift), textcoords="offset points", va="center", color=INK
         )

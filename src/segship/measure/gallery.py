@@ -14,6 +14,7 @@ from segship.inference.prediction import Prediction
 from segship.inference.predictor import Predictor
 from segship.inference.writers import write_bytes
 from segship.measure import pictures
+from segship.measure.agreement import kind_of
 from segship.metrics.evaluation import Evaluation
 from segship.package import Package, dump_json
 
@@ -74,7 +75,11 @@ def write_pictures(
             for case_id in sorted(ids):
                 found[precision, case_id] = predictor(by_id[case_id].read_image())
     folder = output / "pictures"
-    about: dict[str, Any] = {"metric": chosen.metric, "precision": chosen.precision}
+    about: dict[str, Any] = {
+        "metric": chosen.metric,
+        "precision": chosen.precision,
+        "kind": kind_of(package.manifest),
+    }
     for kind, entries in (("examples", chosen.examples), ("worst", chosen.worst)):
         about[kind] = [
             _against_truth(folder, f"{kind}-{n + 1}", by_id[case], found[chosen.precision, case], score)
@@ -92,13 +97,23 @@ def write_pictures(
 
 def _against_truth(folder: Path, stem: str, case: Case, prediction: Prediction, score: float) -> dict[str, Any]:
     assert prediction.image is not None
-    rgb, truth = prediction.image.rgb8(), case.target()
-    panels = {
-        "input": pictures.input_panel(rgb),
-        "prediction": pictures.overlay_panel(rgb, prediction.masks, prediction.classes),
-        "truth": pictures.overlay_panel(rgb, truth, prediction.classes[: len(truth)]),
-        "difference": pictures.difference_panel(rgb, truth, prediction.masks),
-    }
+    rgb = prediction.image.rgb8()
+    panels = {"input": pictures.input_panel(rgb)}
+    if kind_of(prediction.recipe) == "maps":
+        truth_map, found = case.target_grey()[0], prediction.saliency
+        panels |= {
+            "truth": pictures.grey_panel(rgb, truth_map),
+            "prediction": pictures.grey_panel(rgb, found),
+            "heat": pictures.heat_panel(rgb, found),
+            "difference": pictures.map_difference_panel(rgb, truth_map, found),
+        }
+    else:
+        truth = case.target()
+        panels |= {
+            "prediction": pictures.overlay_panel(rgb, prediction.masks, prediction.classes),
+            "truth": pictures.overlay_panel(rgb, truth, prediction.classes[: len(truth)]),
+            "difference": pictures.difference_panel(rgb, truth, prediction.masks),
+        }
     return _entry(folder, stem, case.id, prediction, panels) | {"score": score}
 
 
@@ -107,13 +122,25 @@ def _against_other(
 ) -> dict[str, Any]:
     assert fp32.image is not None
     rgb = fp32.image.rgb8()
-    panels = {
-        "input": pictures.input_panel(rgb),
-        "reference": pictures.overlay_panel(rgb, fp32.masks, fp32.classes),
-        "variant": pictures.overlay_panel(rgb, other.masks, other.classes),
-        "difference": pictures.difference_panel(rgb, fp32.masks, other.masks),
-    }
-    return _entry(folder, stem, case, fp32, panels) | {"precision": precision, "agreement": share}
+    panels = {"input": pictures.input_panel(rgb)}
+    about: dict[str, Any] = {"precision": precision, "agreement": share}
+    if kind_of(fp32.recipe) == "maps":
+        before, after = (p.probabilities[0] for p in (fp32, other))
+        largest = float(np.abs(before - after).max())
+        panels |= {
+            "reference": pictures.grey_panel(rgb, before),
+            "variant": pictures.grey_panel(rgb, after),
+            # small differences would be black: the largest of the picture is drawn in full
+            "difference": pictures.map_difference_panel(rgb, before, after, 1 / max(largest, 1e-6)),
+        }
+        about["largest"] = largest
+    else:
+        panels |= {
+            "reference": pictures.overlay_panel(rgb, fp32.masks, fp32.classes),
+            "variant": pictures.overlay_panel(rgb, other.masks, other.classes),
+            "difference": pictures.difference_panel(rgb, fp32.masks, other.masks),
+        }
+    return _entry(folder, stem, case, fp32, panels) | about
 
 
 def _entry(folder: Path, stem: str, case: str, prediction: Prediction, panels: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,7 @@
-"""Panels that show what a number means: the input, the prediction, the truth, and where they differ."""
+"""Panels that show what a number means: the input, the prediction, the truth, and where they differ.
+
+Masks are drawn over the picture; maps of grey levels stand as they are, as heat over the picture, and as differences.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from segship.manifest import Label
 
 Bytes = NDArray[np.uint8]
 Bool = NDArray[np.bool_]
+Values = NDArray[np.uint8] | NDArray[np.float32]
 
 MAX_SIDE = 480
 """pixels of a panel's longer side; larger images are reduced, smaller ones kept"""
@@ -48,6 +52,30 @@ def difference_panel(rgb: Bytes, first: Bool, second: Bool) -> Bytes:
     return grey
 
 
+def grey_panel(rgb: Bytes, values: Values) -> Bytes:
+    """A map (H, W), uint8 or 0..1, as a grey picture of the size of the photo's panel."""
+    return (_reduce_map(values, rgb) * 255).round().astype(np.uint8)[..., None].repeat(3, axis=2)
+
+
+def heat_panel(rgb: Bytes, values: Values) -> Bytes:
+    """The picture with a map (H, W) laid over it as heat: the higher, the brighter and the less of the picture shows."""
+    small, heat = _reduce(rgb), _reduce_map(values, rgb)
+    colors = cv2.applyColorMap((heat * 255).round().astype(np.uint8), cv2.COLORMAP_INFERNO)[..., ::-1]
+    share = 0.75 * heat[..., None]
+    return np.asarray((small * (1 - share) * 0.8 + colors * share).round(), np.uint8)
+
+
+def map_difference_panel(rgb: Bytes, first: Values, second: Values, scale: float = 1.0) -> Bytes:
+    """The picture dimmed to grey; blue where the first map (H, W) is higher, orange where the second is, the stronger the
+    larger ``scale`` times the difference."""
+    small = _reduce(rgb)
+    a, b = _reduce_map(first, rgb), _reduce_map(second, rgb)
+    grey = np.asarray(small.mean(axis=2, keepdims=True) * 0.35 + 20).repeat(3, axis=2)
+    share = np.clip(np.abs(a - b) * scale, 0, 1)[..., None]
+    colors = np.where((a > b)[..., None], np.array(ONLY_FIRST), np.array(ONLY_SECOND))
+    return np.asarray((grey * (1 - share) + colors * share).round(), np.uint8)
+
+
 def write_panels(folder: Path, stem: str, panels: dict[str, Bytes]) -> dict[str, str]:
     """Write each panel as ``<stem>-<name>.png``; returns name -> file name."""
     written = {}
@@ -78,3 +106,11 @@ def _reduce_masks(masks: Bool) -> Bool:
         cv2.resize(plane.astype(np.uint8) * 255, (width, height), interpolation=cv2.INTER_AREA) for plane in masks
     ]
     return np.stack(planes) > 127
+
+
+def _reduce_map(values: Values, rgb: Bytes) -> NDArray[np.float32]:
+    """(h, w) 0..1 of the size of the photo's panel."""
+    height, width = _scale(*rgb.shape[:2])
+    unit = values.astype(np.float32) / np.float32(255 if values.dtype == np.uint8 else 1)
+    reduced = unit if unit.shape == (height, width) else cv2.resize(unit, (width, height), interpolation=cv2.INTER_AREA)
+    return np.asarray(np.clip(reduced, 0, 1), np.float32)

@@ -19,8 +19,9 @@ import numpy as np
 
 from segship.errors import InputError, SegshipError, UsageError
 from segship.inference.writers import write_bytes
-from segship.measure import figures, story
+from segship.measure import curves, figures, story
 from segship.measure.rundir import BENCHMARK, EVALUATION, PACKAGE, REPORT, SUMMARY
+from segship.metrics import SCORERS, get_scorer
 from segship.package import Package, open_package
 
 TEMPLATE = "report.html"
@@ -37,6 +38,7 @@ _ABSENT: dict[str, Any] = {
     "drop": None,
     "drop_detail": None,
     "label_agreement": None,
+    "map_difference": None,
     "latency_ms": {},
     "images_per_second": {},
     "files_per_second": {},
@@ -75,6 +77,7 @@ def gather(folder: Path) -> dict[str, Any]:
         dataset = {key: summary.get(key) for key in ("dataset", "dataset_sha256", "split", "split_sha256", "cases")}
     data = {
         "metric": metric,
+        "scorer": summary.get("scorer") or (package.manifest.metric.scorer if package else None),
         "variants": variants,
         "reference": next((v for v in variants if v["precision"] == "fp32"), variants[0] if variants else None),
         "shown": shown,
@@ -88,7 +91,8 @@ def gather(folder: Path) -> dict[str, Any]:
         "batches": sorted({int(b) for v in variants for b in v.get("latency_ms") or {}}),
         "file_batches": sorted({int(b) for v in variants for b in v.get("files_per_second") or {}}),
     }
-    data["plots"] = _plots(data, cases)
+    data["scores"] = _score_table(data)
+    data["plots"] = _plots(data, cases) | _curve_plots(data, evaluation_folder)
     data["names"] = [story.name_of(v, variants) for v in variants if v.get("executed")]
     data["sentences"] = story.sentences(data)
     data["tiles"] = story.tiles(data)
@@ -133,16 +137,44 @@ def _plots(data: Mapping[str, Any], cases: Mapping[str, Cases]) -> dict[str, dic
     before = scores.get(reference["precision"], {}) if reference else {}
     after = scores.get(shown["precision"], {}) if shown else {}
     both = [case for case in before if case in after]
-    sign = 1 if data["metric"]["higher_is_better"] else -1
+    higher = data["metric"]["higher_is_better"]
+    sign = 1 if higher else -1
     drops = [sign * (before[case] - after[case]) for case in both] if shown is not reference else []
     return {
-        "speed": figures.speed_plot(
-            points, metric=metric, speed_label=label, higher_is_better=data["metric"]["higher_is_better"]
-        )
+        "speed": figures.speed_plot(points, metric=metric, speed_label=label, higher_is_better=higher)
         if len(points) > 1
         else None,
-        "histogram": figures.score_histogram(list(before.values()), metric=metric) if len(before) > 1 else None,
-        "drops": figures.drop_plot(drops, metric=metric, precision=shown["precision"]) if len(drops) > 1 else None,
+        "histogram": figures.score_histogram(list(before.values()), metric=metric, higher_is_better=higher)
+        if len(before) > 1
+        else None,
+        "drops": figures.drop_plot(drops, metric=metric, precision=shown["precision"], higher_is_better=higher)
+        if len(drops) > 1
+        else None,
+    }
+
+
+def _curve_plots(data: Mapping[str, Any], folder: Path) -> dict[str, dict[str, str] | None]:
+    """Precision over recall and F over thresholds, of every precision that was evaluated on the first engine."""
+    found = {v["precision"]: curves.read_csv(folder / v["precision"] / curves.CSV) for v in data["variants"]}
+    shown = {name: values for name, values in found.items() if curves.has_curves(values)}
+    return dict(figures.curve_plots(shown)) if shown else {"pr": None, "f": None}
+
+
+def _score_table(data: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Every metric of every evaluated precision, for worlds that publish several; None for the others."""
+    if data["scorer"] not in SCORERS:
+        return None
+    scorer = get_scorer(data["scorer"])
+    rows = [row for row in data["variants"] if row.get("metrics")]
+    if not rows or not hasattr(scorer, "mean_curves"):
+        return None
+    return {
+        "names": [story.name_of(row, data["variants"]) for row in rows],
+        "rows": [
+            (name, about, [row["metrics"].get(name) for row in rows])
+            for name, about in scorer.METRICS.items()
+            if name in rows[0]["metrics"]
+        ],
     }
 
 
@@ -207,7 +239,7 @@ def _open_package(folder: Path) -> Package | None:
 def _pictures(folder: Path) -> dict[str, Any]:
     """pictures.json with every panel as a data URI."""
     about = _read_json(folder / "pictures.json") or {}
-    found: dict[str, Any] = {"precision": about.get("precision")}
+    found: dict[str, Any] = {"precision": about.get("precision"), "kind": about.get("kind", "labels")}
     for kind in ("examples", "worst", "disagreements"):
         found[kind] = [
             {**entry, "panels": {n: _data_uri(folder / "pictures" / Path(f).name) for n, f in entry["panels"].items()}}

@@ -56,6 +56,7 @@ def run_summary(
     about = ("dataset", "dataset_sha256", "layout", "split", "split_sha256", "cases")
     return {
         "metric": {"name": metric.name, "higher_is_better": metric.higher_is_better},
+        "scorer": metric.scorer,
         "parity": [dict(row) for row in parity],
         "variants": [_row(scored.get(key), timed.get(key)) for key in dict.fromkeys([*scored, *timed])],
         "dataset": {key: scores[key] for key in about} if scores else None,

@@ -135,9 +135,13 @@ def _about_speed(data: Row) -> list[Piece]:
     if detail is None:
         return [*pieces, ("", "; what it loses was not measured.")]
     low, high = detail["interval95"]
-    change = f"{abs(detail['drop']):.4f} {data['metric']['name']}"
-    verb = ", and loses " if detail["drop"] >= 0 else ", and gains "
-    bounds = f" (95 % interval of the loss {signed(low)} to {signed(high)})."
+    name, size = data["metric"]["name"], f"{abs(detail['drop']):.4f}"
+    if data["metric"]["higher_is_better"]:
+        verb, change = ", and loses " if detail["drop"] >= 0 else ", and gains ", f"{size} {name}"
+        bounds = f" (95 % interval of the loss {signed(low)} to {signed(high)})."
+    else:
+        verb, change = f", and its {name} {'rises' if detail['drop'] >= 0 else 'falls'} by ", size
+        bounds = f" (95 % interval of the rise {signed(low)} to {signed(high)})."
     return [*pieces, ("", verb), ("b", change), ("", bounds)]
 
 
@@ -149,8 +153,9 @@ def tiles(data: Row) -> list[tuple[str, str]]:
     if reference and reference.get("value") is not None:
         found.append((f"{reference['value']:.4f}", f"{data['metric']['name']} at {reference['precision']}"))
     if shown and shown is not reference and shown.get("drop") is not None:
+        change = -shown["drop"] if data["metric"]["higher_is_better"] else shown["drop"]
         found.append(
-            (signed(-shown["drop"]), f"{data['metric']['name']} from {reference['precision']} to {shown['precision']}")
+            (signed(change), f"{data['metric']['name']} from {reference['precision']} to {shown['precision']}")
         )
     fast = (shown.get(key) or {}).get(str(batch)) if shown else None
     slow = (reference.get(key) or {}).get(str(batch)) if reference else None
@@ -190,12 +195,16 @@ def limits(data: Row) -> list[str]:
 
 
 def _metric_limit(data: Row) -> list[str]:
-    package, name = data["package"], data["metric"]["name"]
-    if not package or package["scorer"] not in SCORERS:
+    name = data["metric"]["name"]
+    if data["scorer"] not in SCORERS:
         return []
-    meaning = get_scorer(package["scorer"]).METRICS.get(name)
+    scorer = get_scorer(data["scorer"])
+    meaning = scorer.METRICS.get(name)
     if meaning is None:
         return []
+    remarks = list(getattr(scorer, "REMARKS", ()))
+    if remarks:
+        return [f"{name} is {meaning}.", *remarks]
     return [f"{name} is {meaning[0].lower() if meaning[1:2].islower() else meaning[0]}{meaning[1:]}. Other poolings of the "
             "same masks differ by several points, so compare it only with the same metric on the same split."]  # fmt: skip
 

@@ -6,6 +6,7 @@
     summarise(scores) -> dict[str, float]         the numbers over all cases
     table(values, names=None) -> str              those numbers as lines for the terminal
     mean_curves(scores) -> dict[str, array]       optional: curves over all cases
+    notes(scores) -> tuple[str, ...]              optional: what was done to answers before they were scored
     REMARKS: tuple[str, ...]                      optional: what a reader of the numbers has to know
 
 and is found by the name that stands in a manifest's ``metric.scorer``.

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from segship.datasets import Case, Dataset
 from segship.datasets.dsb2018_splits import some
@@ -44,6 +47,10 @@ class Evaluation:
     precision: str
     engine: str
     seconds: float
+    curves: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    """averaged over cases, by threshold; empty in worlds without curves"""
+    notes: tuple[str, ...] = ()
+    """what was done to answers before they were scored"""
 
     @property
     def value(self) -> float:
@@ -110,6 +117,8 @@ def evaluate_cases(
         precision=predictor.precision,
         engine=predictor.engine,
         seconds=time.perf_counter() - start,
+        curves=scorer.mean_curves(scores) if hasattr(scorer, "mean_curves") else {},
+        notes=scorer.notes(scores) if hasattr(scorer, "notes") else (),
     )
 
 
@@ -124,6 +133,11 @@ def drop_against(fp32: Evaluation, variant: Evaluation, metric: str | None = Non
     before, after = fp32.per_case(name), variant.per_case(name)
     if list(before) != list(after):
         raise UsageError("a drop needs the same cases on both sides; one of them failed on some, see its failures")
+    if any(
+        abs(found.metrics[name] - float(np.mean(list(of.values())))) > 1e-9
+        for found, of in ((fp32, before), (variant, after))
+    ):
+        raise UsageError(f"'{name}' is pooled over all cases, so a drop of it has no interval; ask for another metric")
     sign = 1 if fp32.higher_is_better else -1
     interval = paired_bootstrap([sign * before[i] for i in before], [sign * after[i] for i in before])
     worst = worst_case(before, after, fp32.higher_is_better)

@@ -1,0 +1,53 @@
+"""How near other precisions' answers are to fp32's, case by case, whatever the ground truth says."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segship.inference.prediction import Prediction
+from segship.manifest import Recipe, Saliency
+
+Kind = Literal["labels", "maps"]
+MEMORY_BYTES = 256 << 20
+"""fp32 answers kept on the network's grid; cases beyond it are not compared"""
+
+
+def kind_of(recipe: Recipe) -> Kind:
+    """What a package's answers are: labels (one bit a pixel and class), or maps of grey levels."""
+    return "maps" if isinstance(recipe.decode.decision, Saliency) else "labels"
+
+
+class Reference:
+    """fp32's answers on the network's grid: masks packed to one bit a pixel, maps as bytes."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, NDArray[np.uint8]] = {}
+        self._held = 0
+
+    def keep(self, case_id: str, prediction: Prediction) -> None:
+        answer = _answer(prediction)
+        if self._held + answer.nbytes <= MEMORY_BYTES:
+            self._kept[case_id] = answer
+            self._held += answer.nbytes
+
+    def agreement(self, case_id: str, prediction: Prediction) -> float | None:
+        """1 where the answers are equal: the share of equal bits, or 1 − mean |difference| of maps on 0..1."""
+        before = self._kept.get(case_id)
+        if before is None:
+            return None
+        after = _answer(prediction)
+        if kind_of(prediction.recipe) == "maps":
+            return 1.0 - float(np.abs(before.astype(np.int16) - after).mean()) / 255
+        different = np.unpackbits(before ^ after, count=prediction.on_grid("network").masks.size)
+        return 1.0 - float(different.mean())
+
+
+def _answer(prediction: Prediction) -> NDArray[np.uint8]:
+    on_network = prediction.on_grid("network")
+    if kind_of(prediction.recipe) == "labels":
+        return np.packbits(on_network.masks)
+    found = on_network.saliency
+    return found if found.dtype == np.uint8 else np.rint(found * 255).astype(np.uint8)
