@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import base64
+import fcntl
 import itertools
 import json
 import os
 import select
 import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -35,11 +37,14 @@ class Page:
         to_read, self._to = os.pipe()
         self._from, to_write = os.pipe()
         # The browser reads commands from file descriptor 3 and answers on 4, each message ended by a zero byte.
-        shell = f'exec "$0" "$@" 3<&{to_read} 4>&{to_write}'
+        high = [fcntl.fcntl(descriptor, fcntl.F_DUPFD, 50) for descriptor in (to_read, to_write)]
+        start = f"import os, sys; os.dup2({high[0]}, 3); os.dup2({high[1]}, 4); os.execv(sys.argv[1], sys.argv[1:])"
         self._process = subprocess.Popen(
-            ["sh", "-c", shell, chromium, *FLAGS, f"--user-data-dir={profile}", "about:blank"],
-            pass_fds=(to_read, to_write), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+            [sys.executable, "-c", start, chromium, *FLAGS, f"--user-data-dir={profile}", "about:blank"],
+            pass_fds=high, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
+        for descriptor in high:
+            os.close(descriptor)
         os.close(to_read)
         os.close(to_write)
         self._numbers = itertools.count(1)

@@ -53,7 +53,7 @@ def build_app(service: Service) -> ASGIApp:
             allow_headers=["content-type"], expose_headers=list(answers.HEADERS),
         )  # fmt: skip
     routes = frozenset(getattr(route, "path", "") for route in app.routes)
-    return Guard(app, service.options, service.metrics, routes)
+    return Guard(app, service.options, service.jobs, service.metrics, routes)
 
 
 def _add_page(app: FastAPI) -> None:

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from segship.serve.jobs import Jobs
 from segship.serve.metrics import Metrics
 from segship.serve.options import ServeOptions
 from segship.serve.refused import Refused
@@ -39,9 +40,12 @@ CLIENT_GONE = 499
 class Guard:
     """The outermost layer of the application."""
 
-    def __init__(self, app: ASGIApp, options: ServeOptions, metrics: Metrics, routes: frozenset[str]) -> None:
+    def __init__(
+        self, app: ASGIApp, options: ServeOptions, jobs: Jobs, metrics: Metrics, routes: frozenset[str]
+    ) -> None:
         self._app = app
         self._options = options
+        self._jobs = jobs
         self._metrics = metrics
         self._routes = routes
 
@@ -51,7 +55,7 @@ class Guard:
                 await self._app(scope, receive, send)
             return
         began = time.perf_counter()
-        exchange = _Exchange(scope, receive, send, bool(self._options.allow_origins), 2 * self._options.max_bytes)
+        exchange = _Exchange(scope, receive, send, self._options, self._jobs)
         try:
             _check_request(scope, self._options)
             await self._app(scope, exchange.receive, exchange.send)
@@ -99,12 +103,13 @@ def _same_origin(origin: str, host: str) -> bool:
 class _Exchange:
     """One request and its answer, watched."""
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send, shared: bool, linger_bytes: int) -> None:
+    def __init__(self, scope: Scope, receive: Receive, send: Send, options: ServeOptions, jobs: Jobs) -> None:
         self.status = 500
         self._receive = receive
         self._send = send
-        self._shared = shared
-        self._linger_bytes = linger_bytes
+        self._shared = bool(options.allow_origins)
+        self._linger_bytes = 2 * options.max_bytes
+        self._jobs = jobs
         names = {name for name, _ in scope["headers"]}
         self._scope = scope
         self._unread = bool(names & {b"content-length", b"transfer-encoding"})
@@ -124,6 +129,8 @@ class _Exchange:
             added = [(k.encode(), v.encode()) for k, v in HEADERS.items() if k.encode() not in have]
             if not self._shared:
                 added.append(_SAME_ORIGIN_ONLY)
+            if self._jobs.stopping:
+                added.append((b"connection", b"close"))
             message = {**message, "headers": [*message.get("headers", []), *added]}
         elif self._unread and self._asked and not message.get("more_body", False):
             # Closing a connection with unread data resets it, and the client would never see the answer.

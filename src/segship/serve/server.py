@@ -41,7 +41,7 @@ def serve(predictor: Predictor, options: ServeOptions, listening: Callable[[str]
     """Serve until SIGTERM or SIGINT, then finish what was begun and return.
 
     ``listening`` is called with the address once requests are taken. Raises UsageError for an address that is not
-    free, and what opening the service raises. A second signal ends the process at once.
+    free, and what opening the service raises. A second signal ends it without waiting for answers.
     """
     gc.set_threshold(*GARBAGE)
     service = Service(predictor, options)

@@ -5,10 +5,7 @@ const LONGEST = 1600; // pixels of the preview's longer side; downloads are made
 /** The picture as the browser shows it, or null where it cannot (TIFF in most browsers). */
 export async function readPicture(blob, rotate) {
   const image = document.createElement("img");
-  image.style.cssText = "position:absolute;visibility:hidden;width:1px;height:1px";
-  image.style.imageOrientation = rotate ? "from-image" : "none";
-  image.src = URL.createObjectURL(blob);
-  document.body.append(image); // a canvas honours the orientation of an image that is in the page
+  image.src = URL.createObjectURL(rotate ? blob : await withoutExif(blob));
   try {
     await image.decode();
     const size = previewSize(image.naturalWidth, image.naturalHeight);
@@ -17,8 +14,21 @@ export async function readPicture(blob, rotate) {
     return null;
   } finally {
     URL.revokeObjectURL(image.src);
-    image.remove();
   }
+}
+
+/** A JPEG without its EXIF block, so that no browser turns it: some packages look at the pixels as they lie. */
+async function withoutExif(blob) {
+  const bytes = new Uint8Array(await blob.arrayBuffer());
+  if (bytes[0] !== 0xff || bytes[1] !== 0xd8) return blob;
+  const parts = [bytes.subarray(0, 2)];
+  let at = 2;
+  while (bytes[at] === 0xff && bytes[at + 1] >= 0xe0 && bytes[at + 1] <= 0xef) {
+    const end = at + 2 + 256 * bytes[at + 2] + bytes[at + 3];
+    if (bytes[at + 1] !== 0xe1) parts.push(bytes.subarray(at, end));
+    at = end;
+  }
+  return new Blob([...parts, bytes.subarray(at)], { type: "image/jpeg" });
 }
 
 /** A grey PNG's values: one byte a pixel of `width` x `height`, and the map's own size. */
