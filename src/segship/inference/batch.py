@@ -31,7 +31,7 @@ from segship.package import dump_json
 Progress = Callable[[int, int, str], None]
 
 JOURNAL = "predictions.jsonl"
-KEPT_BYTES = 512 << 20
+KEPT_BYTES = 256 << 20
 """decoded pictures that wait for their masks at once; those beyond are read a second time"""
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import cv2
 import numpy as np
 
 from segship.errors import UsageError
@@ -43,7 +44,14 @@ class Rendered:
 
 def put_alpha(rgb: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     """uint8 (H, W, 4): the colours untouched, the mask as alpha."""
-    return np.dstack([rgb, alpha])
+    rgba = cv2.cvtColor(np.ascontiguousarray(rgb), cv2.COLOR_RGB2RGBA)
+    cv2.mixChannels([np.ascontiguousarray(alpha)], [rgba], [0, 3])
+    return np.asarray(rgba)
+
+
+def without_alpha(rgba: np.ndarray) -> np.ndarray:
+    """uint8 (H, W, 3): the colours alone."""
+    return np.asarray(cv2.cvtColor(rgba, cv2.COLOR_RGBA2RGB))
 
 
 def premultiplied(rgba: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -157,7 +165,7 @@ def _object(found: Prediction, options: OutputOptions) -> Rendered:
         return Rendered(pixels=cut, notes=notes)
     pixels = over(cut, options.backdrop)
     if options.backdrop.opaque and options.cutout_style == "straight":
-        pixels = np.ascontiguousarray(pixels[..., :3])
+        pixels = without_alpha(pixels)
     return Rendered(pixels=pixels, notes=notes)
 
 

@@ -123,9 +123,12 @@ def draw_overlay(rgb: np.ndarray, masks: np.ndarray, colors: Sequence[Color], ti
 
 def draw_heat(rgb: np.ndarray, levels: np.ndarray, color: Color, tint: float = 0.55) -> np.ndarray:
     """The picture (uint8 H, W, 3 RGB) tinted as strongly as a map (uint8 H, W) says, outlined at half; a new array."""
-    strength = (levels * np.float32(tint / 255))[..., None]
-    out = rgb + (np.array(color, np.float32) - rgb) * strength
-    shown = np.rint(out).astype(np.uint8)
+    # in 256ths: 16 bits hold the sums, and whole numbers take a third of the time of floats
+    strength = np.rint(np.arange(256) * (tint * 256 / 255)).astype(np.uint16)[levels]
+    rest = np.uint16(256) - strength
+    shown = np.empty_like(rgb, order="C")
+    for channel, value in enumerate(color):
+        shown[..., channel] = (rgb[..., channel] * rest + strength * np.uint16(value) + np.uint16(128)) >> 8
     thickness = max(1, round(min(rgb.shape[:2]) / 400))
     outline, _ = cv2.findContours((levels > 127).astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
     cv2.drawContours(shown, outline, -1, color, thickness)
