@@ -312,8 +312,10 @@ class Tiling(_Strict):
         description="in pixels or voxels; with 'even-spread' the largest step allowed, which need not be whole"
     )
     positions: Literal["even-spread", "flush-last", "stride-multiple"]
-    weighting: Literal["uniform", "gaussian"]
-    gaussian_sigma_scale: float | None = None
+    weighting: Literal["uniform", "gaussian", "gaussian-centred"] = Field(
+        description="gaussian: nnU-Net's, around window // 2; gaussian-centred: MLPerf's, around the middle"
+    )
+    gaussian_sigma_scale: float | None = Field(default=None, gt=0, description="standard deviation / window side")
     gaussian_single_tile: bool = Field(default=True, description="weight even when there is only one tile")
     pad_mode: Literal["constant", "edge", "none"]
     pad_value: float = 0.0
@@ -321,6 +323,16 @@ class Tiling(_Strict):
     mirror_axes: tuple[int, ...] = Field(default=(), description="spatial axes for test-time mirroring, all subsets")
     average: Literal["logits", "probabilities"]
     accumulator: Literal["float32", "float16"] = "float32"
+
+    @model_validator(mode="after")
+    def _complete(self) -> Tiling:
+        if len(self.step) != len(self.window):
+            raise ValueError("window and step must have one entry per axis each")
+        if self.weighting != "uniform" and self.gaussian_sigma_scale is None:
+            raise ValueError("a Gaussian weighting needs gaussian_sigma_scale")
+        if any(not 0 <= axis < len(self.window) for axis in self.mirror_axes):
+            raise ValueError(f"mirror axes are 0 to {len(self.window) - 1}")
+        return self
 
 
 # ---------------------------------------------------------------------------------------- logits to labels
@@ -448,6 +460,46 @@ class Executed(_Strict):
         description="share of convolution time by type: {'i8': 0.97, 'f32': 0.03}"
     )
     evidence: Literal["profile", "settings"]
+    rounding: Literal["activations and weights", "weights"] | None = Field(
+        default=None, description="int16: what is rounded to 16 bits; the arithmetic in between is `convolution_share`"
+    )
+
+    @property
+    def text(self) -> str:
+        """'i8 97 % f32 3 %' of convolution time; of int16 also what was rounded."""
+        parts = sorted(self.convolution_share.items(), key=lambda item: -item[1])
+        shares = " ".join(f"{kind} {share:.0%}" for kind, share in parts)
+        if self.rounding is None:
+            return shares
+        return f"{shares}, weights of 16 bits" if self.rounding == "weights" else f"{shares} between 16-bit roundings"
+
+
+class Fidelity(_Strict):
+    """How far this variant's maps are from fp32's on the network's grid, measured without ground truth; 0..1.
+
+    The mean |difference| of two maps is also the most that their MAE against any ground truth can differ by.
+    """
+
+    measure: Literal["mask MAE"] = "mask MAE"
+    value: float = Field(description="mean over pictures")
+    worst: float
+    worst_picture: str
+    pictures: PositiveInt
+    source: Literal["validate", "held out", "golden sample"] = Field(
+        description="pictures given for it, kept out of the calibration folder, or the package's own sample alone"
+    )
+    pictures_sha256: Sha256 = Field(description="over the sorted hashes of the decoded pixels")
+    engine: str
+    limit: float
+    forced: bool = Field(default=False, description="written although the limit was missed, because the user insisted")
+
+    @property
+    def text(self) -> str:
+        origin = {"validate": "given", "held out": "held out of calibration", "golden sample": "golden sample"}
+        number = f"{self.pictures} picture{'s' if self.pictures > 1 else ''}"
+        found = f"{self.measure} to fp32 {self.value:.5f} over {number} ({origin[self.source]})"
+        found += f", worst {self.worst:.5f} ({self.worst_picture}), allowed {self.limit:g}"
+        return f"{found}; written by --force" if self.forced else found
 
 
 class Drop(_Strict):
@@ -488,6 +540,7 @@ class Variant(_Strict):
     executed: tuple[Executed, ...] = ()
     quantization: Quantization | None = None
     drop: Drop | None = None
+    fidelity: Fidelity | None = Field(default=None, description="saliency maps only")
 
 
 class Recipe(_Strict):

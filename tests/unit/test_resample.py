@@ -60,7 +60,7 @@ def test_linear_is_torchs_trilinear(before: tuple[int, ...], after: tuple[int, .
 def test_nearest_along_the_separate_axis_is_torchs_nearest_exact(before: int, after: int) -> None:
     ramp = torch.arange(before, dtype=torch.float32)[None, None]
     wanted = torch.nn.functional.interpolate(ramp, size=after, mode="nearest-exact")[0, 0].numpy()
-    assert (nearest_index(before, after) == wanted).all()
+    assert (nearest_index(before, after, "torch") == wanted).all()
 
 
 @settings(max_examples=40, deadline=None)

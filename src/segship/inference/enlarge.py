@@ -106,7 +106,7 @@ def _axes(have: tuple[int, ...], shape: Shape3, rule: Rule, before: Spacing, aft
     axes = []
     for axis, (source, target) in enumerate(zip(have, shape, strict=True)):
         if axis == separate or source == target:
-            index = nearest_index(source, target)
+            index = nearest_index(source, target, rule.kind)
             axes.append(_Taps(low=index, high=index, weight=np.zeros(target, np.float32), one=True))
             continue
         low, high, weight = linear_taps(source, target, rule.kind)

@@ -106,8 +106,7 @@ def prepare(image: Image, recipe: Recipe) -> Prepared:
 def check_input_shape(shape: tuple[int, ...], recipe: Recipe, name: str) -> None:
     """Raise InputError unless a (C, *spatial) array fits the network's channels, fixed size and size multiples."""
     network = recipe.network
-    if shape[0] != network.input_channels:
-        raise InputError(f"{name} gives {shape[0]} channel(s), the network takes {network.input_channels}")
+    check_channels(shape[0], recipe, name)
     sides = shape[1:]
     if len(sides) != len(network.size_multiple):
         raise InputError(f"{name}: the network takes {network.layout} arrays, got {len(sides)} spatial axes")
@@ -119,6 +118,12 @@ def check_input_shape(shape: tuple[int, ...], recipe: Recipe, name: str) -> None
             f"{name}: the network takes sizes that are multiples of {_by(network.size_multiple)}, got {_by(sides)}; "
             f"resize or pad to {_by(nearest)}"
         )
+
+
+def check_channels(count: int, recipe: Recipe, name: str) -> None:
+    """Raise InputError unless the network takes that many channels."""
+    if count != recipe.network.input_channels:
+        raise InputError(f"{name} gives {count} channel(s), the network takes {recipe.network.input_channels}")
 
 
 def _by(sides: Any) -> str:
@@ -205,7 +210,9 @@ def _normalize(x: np.ndarray, step: Normalize, axis: int) -> np.ndarray:
 
 
 def _divide(x: np.ndarray, step: Divide, axis: int) -> np.ndarray:
-    return np.divide(x, np.float32(step.by), out=x)
+    target = x if step.channel is None else _channel(x, step.channel, axis, step.step)
+    np.divide(target, np.float32(step.by), out=target)
+    return x
 
 
 def _divide_by_maximum(x: np.ndarray, step: DivideByMaximum, axis: int) -> np.ndarray:
@@ -219,19 +226,34 @@ def _clip(x: np.ndarray, step: Clip, axis: int) -> np.ndarray:
 
 
 def _zscore(x: np.ndarray, step: ZScore, axis: int) -> np.ndarray:
-    plane = _channel(x, step.channel, axis, step.step)
-    where = plane != 0 if step.mask == "nonzero" else np.ones(plane.shape, bool)
-    values = plane[where]
-    if values.size == 0:
-        return x
-    mean = np.float32(values.mean() if step.mean is None else step.mean)
-    std = np.float32(values.std() if step.std is None else step.std)
-    epsilon = np.float32(step.epsilon)
-    scale = max(std, epsilon) if step.epsilon_rule == "maximum" else std + epsilon
-    if scale == 0:
-        raise InputError(f"channel {step.channel} is constant and cannot be normalised; check that it holds a picture")
-    plane[where] = (values - mean) / scale
+    zscore(_channel(x, step.channel, axis, step.step), step, (x != 0).any(axis=axis))
     return x
+
+
+def zscore(plane: np.ndarray, step: ZScore, nonzero: np.ndarray | None) -> None:
+    """Normalise one channel in place, float32; ``nonzero`` is the mask that the step may name (None: nothing is masked)."""
+    where = nonzero if step.mask == "nonzero" else None
+    values = plane.reshape(-1) if where is None else plane[where]
+    if values.size:
+        counted = values
+        if step.between is not None:
+            counted = values[(values > np.float32(step.between[0])) & (values < np.float32(step.between[1]))]
+            counted = counted if counted.size else values
+        mean = np.float32(counted.mean() if step.mean is None else step.mean)
+        std = np.float32(counted.std() if step.std is None else step.std)
+        epsilon = np.float32(step.epsilon)
+        scale = max(std, epsilon) if step.epsilon_rule == "maximum" else std + epsilon
+        if scale == 0:
+            raise InputError(
+                f"channel {step.channel} is constant and cannot be normalised; check that it holds a picture"
+            )
+        if where is None:
+            np.subtract(plane, mean, out=plane)
+            np.divide(plane, scale, out=plane)
+        else:
+            plane[where] = (values - mean) / scale
+    if step.outside_mask == "zero" and nonzero is not None:
+        plane[~nonzero] = 0
 
 
 def _rescale_min_max(x: np.ndarray, step: RescaleMinMax, axis: int) -> np.ndarray:

@@ -78,7 +78,7 @@ def _resample_channel(x: Float, shape: Shape3, rule: Rule, separate: int | None)
     out = along_axes(x, in_plane, rule.order, rule.kind, skip=separate)
     if rule.order > 1:
         out = _clipped(out, x, separate)
-    index = nearest_index(x.shape[separate], shape[separate])
+    index = nearest_index(x.shape[separate], shape[separate], rule.kind)
     return np.ascontiguousarray(out.take(index, axis=separate))
 
 
@@ -93,12 +93,21 @@ def _clipped(out: Float, source: Float, separate: int | None) -> Float:
 def along_axes(x: Float, shape: Sequence[int], order: int, kind: str = "spline", skip: int | None = None) -> Float:
     """Resize every axis of (z, y, x) but ``skip`` by its matrix, axes that shrink first."""
     axes = [axis for axis in range(x.ndim) if axis != skip and x.shape[axis] != shape[axis]]
+    if kind != "spline":  # torch's own order of operations, last axis first, to the last bit
+        for axis in reversed(axes):
+            x = _mixed(x, axis, *linear_taps(x.shape[axis], shape[axis], kind))
+        return np.ascontiguousarray(x)
     for axis in sorted(axes, key=lambda a: shape[a] / x.shape[a]):
         if order == 0:
             x = x.take(_order0_index(x.shape[axis], shape[axis]), axis=axis)
         else:
             x = _apply(axis_matrix(x.shape[axis], shape[axis], order, kind), x, axis)
     return np.ascontiguousarray(x)
+
+
+def _mixed(x: Float, axis: int, low: NDArray[np.int64], high: NDArray[np.int64], weight: NDArray[np.float64]) -> Float:
+    second = weight.astype(np.float32).reshape([-1 if a == axis else 1 for a in range(x.ndim)])
+    return np.asarray(x.take(low, axis) * (np.float32(1) - second) + x.take(high, axis) * second)
 
 
 def _apply(matrix: Float, x: Float, axis: int) -> Float:
@@ -150,6 +159,9 @@ def sample_positions(before: int, after: int, kind: str = "spline") -> NDArray[n
     index = np.arange(after, dtype=np.float64)
     if kind == "torch-align-corners":
         return index * ((before - 1) / (after - 1) if after > 1 else 0.0)
+    if kind == "torch":  # torch computes positions in float32, which large volumes can see
+        scale = np.float32(before) / np.float32(after)
+        return (np.float64(scale) * (index + 0.5) - 0.5).astype(np.float32).astype(np.float64)  # fused, one rounding
     return (index + 0.5) * (before / after) - 0.5
 
 
@@ -162,10 +174,14 @@ def linear_taps(
     return low, np.minimum(low + 1, before - 1), np.asarray(position - low, np.float64)
 
 
-def nearest_index(before: int, after: int) -> NDArray[np.int64]:
+def nearest_index(before: int, after: int, kind: str = "spline") -> NDArray[np.int64]:
     """Source index of each output sample along a separate axis (torch calls it nearest-exact)."""
-    index = np.floor((np.arange(after) + 0.5) * (before / after)).astype(np.int64)
-    return np.clip(index, 0, before - 1)
+    middle = np.arange(after) + 0.5
+    if kind != "spline":
+        position = middle.astype(np.float32) * (np.float32(before) / np.float32(after))
+    else:
+        position = before / after * middle
+    return np.clip(np.floor(position).astype(np.int64), 0, before - 1)
 
 
 def _order0_index(before: int, after: int) -> NDArray[np.int64]:
