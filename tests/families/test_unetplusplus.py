@@ -14,7 +14,7 @@ from seeded import State, trained_looking
 from segship.convert import onnx_graph, parity
 from segship.convert.checks import checking_engines
 from segship.convert.export import export, to_onnx
-from segship.convert.precision import edge_layers
+from segship.convert.layers import edge_layers
 from segship.convert.quantize import QuantizeOptions, quantize, relative_error
 from segship.engines import SessionOptions, open_session
 from segship.engines.processor import processor
@@ -87,7 +87,7 @@ def test_reference_logits_in_pytorch_and_every_engine(
     count = len([key for key in arrays if key.startswith("output")])
     # the manifest's order: the answer (upstream's last head) first
     expected = [arrays[f"output{i}"] for i in (count - 1, *range(count - 1))]
-    for found, wanted in zip(parity.run_torch(source.network, x), expected, strict=True):
+    for found, wanted in zip(parity.run_source(source.network, x), expected, strict=True):
         assert np.abs(found - wanted).max() <= 1e-4
     graph = onnx_graph.save(to_onnx(source), tmp_path / "net.onnx")
     for engine in ENGINES:
@@ -126,7 +126,7 @@ def test_every_variant_is_recognised_and_gives_the_networks_own_answer(
     assert [output.channels for output in source.recipe.network.outputs] == [3]
     assert [label.name for label in source.recipe.labels] == ["class0", "class1", "class2"]
     x = inputs(2, channels, 32, 48)
-    assert np.array_equal(parity.run_torch(source.network, x)[0], parity.run_torch(network, x)[0])
+    assert np.array_equal(parity.run_source(source.network, x)[0], parity.run_source(network, x)[0])
 
 
 @pytest.mark.parametrize(("head", "parameters"), [(1, 103_041), (2, 519_105), (3, 2_236_161), (4, 9_163_329)])
@@ -137,8 +137,8 @@ def test_a_pruned_head_equals_that_head_of_the_whole_network(deep: Path, head: i
     assert pruned.recipe.network.size_multiple == (2**head, 2**head)
     assert whole.recipe.network.parameters == 9_163_428 + 4 * 33
     x = inputs(2, 3, 32, 48)
-    heads = parity.run_torch(whole.network, x)  # fourth, first, second, third
-    assert np.abs(parity.run_torch(pruned.network, x)[0] - heads[head % 4]).max() <= 1e-5
+    heads = parity.run_source(whole.network, x)  # fourth, first, second, third
+    assert np.abs(parity.run_source(pruned.network, x)[0] - heads[head % 4]).max() <= 1e-5
 
 
 def test_the_graph_holds_the_network_and_nothing_else(plain: Path, tmp_path: Path) -> None:
@@ -148,7 +148,7 @@ def test_the_graph_holds_the_network_and_nothing_else(plain: Path, tmp_path: Pat
         model = to_onnx(source)
         for engine in ENGINES:
             session = open_session(engine, onnx_graph.save(model, tmp_path / "net.onnx"), SessionOptions())
-            assert np.abs(session.run(x)[0] - parity.run_torch(source.network, x)[0]).max() <= 2e-4, (engine, upsample)
+            assert np.abs(session.run(x)[0] - parity.run_source(source.network, x)[0]).max() <= 2e-4, (engine, upsample)
             session.close()
         assert onnx_graph.operators(model) == {"Conv": 31, "Relu": 30, "Resize": 10, "Concat": 10, "MaxPool": 4}
         resize = [node for node in model.graph.node if node.op_type == "Resize"]
@@ -169,7 +169,7 @@ def test_half_precision_convolutions_are_taken_and_half_precision_batch_norms_ar
     assert not any("half precision" in warning for warning in source.warnings)
     assert all(p.dtype == torch.float32 for p in source.network.parameters())
     x = inputs(1, 3, 32, 32)
-    assert np.abs(parity.run_torch(source.network, x)[0] - parity.run_torch(exact.network, x)[0]).max() < 1e-2
+    assert np.abs(parity.run_source(source.network, x)[0] - parity.run_source(exact.network, x)[0]).max() < 1e-2
     naive = {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
     assert any("half precision" in w for w in load_source(save(tmp_path / "c", naive)).warnings)
 
@@ -291,7 +291,7 @@ def test_a_torchscript_program_tells_its_upsampling(tmp_path: Path) -> None:
         "TorchScript program",
     )
     x = inputs(1, 3, 32, 32)
-    assert np.array_equal(parity.run_torch(source.network, x)[0], parity.run_torch(network, x)[0])
+    assert np.array_equal(parity.run_source(source.network, x)[0], parity.run_source(network, x)[0])
     with pytest.raises(SourceError, match="TorchScript program"):
         load_source(tmp_path / "net.ts", options={"upsample": "bilinear"})
 

@@ -6,16 +6,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib import resources
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import numpy as np
 
-from segship.convert import checks, onnx_graph, parity
+from segship.convert import checks, onnx_graph, onnx_import, parity
+from segship.convert.onnx_sizes import settle_sizes
 from segship.convert.parity import ParityRow, Reference
 from segship.datasets import open_dataset
-from segship.engines import get_engine
-from segship.errors import InputError, UsageError
-from segship.families import Source, load_source
+from segship.engines import SessionOptions, get_engine, open_session
+from segship.errors import EngineError, InputError, UsageError
+from segship.families import Source, load_source, onnx_source
+from segship.families.onnx_source import OnnxNetwork
 from segship.inference.predictor import Predictor
 from segship.inference.preprocess import prepare
 from segship.manifest import Executed, Manifest, Recipe, Variant
@@ -27,6 +30,8 @@ Shape = Literal["fixed", "dynamic"]
 FP32 = "graphs/fp32.onnx"
 BATCHES = (1, 3)
 """sizes that a dynamic batch is tried at"""
+BATCH_TOLERANCE = 1e-3
+"""far above rounding, far below what a wrong batch does"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +51,8 @@ class ExportResult:
     package: Package
     parity: tuple[ParityRow, ...]
     warnings: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+    """what was recognised, where that is worth a line"""
     alternatives: tuple[AlternativeScore, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
@@ -54,6 +61,7 @@ class ExportResult:
             "sha256": self.package.sha256,
             "parity": [row.as_dict() for row in self.parity],
             "warnings": list(self.warnings),
+            "notes": list(self.notes),
             "alternatives": [asdict(score) for score in self.alternatives],
         }
 
@@ -76,7 +84,7 @@ def export(
     force: bool = False,
     progress: Progress | None = None,
 ) -> ExportResult:
-    """Convert a checkpoint file, run folder or TorchScript archive to a package with its fp32 variant.
+    """Convert a checkpoint file, run folder, TorchScript archive or ONNX file to a package with its fp32 variant.
 
     ``options`` are the family's own (``families.all_options``). ``sample`` is a real picture for the proof, a
     bundled one without it. ``shape`` "fixed" keeps the recipe's input size in the graph, "dynamic" frees height
@@ -98,10 +106,13 @@ def export(
     )  # fmt: skip
     picture, picture_name, bundled = _sample(sample)
     if shape == "dynamic":
-        taken = replace(taken, recipe=_free_size(taken.recipe))
+        taken = _free_size(taken)
+    names, left_out = _able(taken, names, engines)
     expected = parity.reference(taken.network, taken.recipe, picture, picture_name)
     steps.next("converting to ONNX")
-    graph = onnx_graph.serialise(to_onnx(taken, batch))
+    model, batch, about_batch = _convert(taken, batch)
+    graph = onnx_graph.serialise(model)
+    warnings = (*taken.warnings, *left_out, *about_batch)
     manifest = _manifest(taken.recipe, graph, batch, names, ())
     rows, executed = _prove(taken, manifest, graph, expected, picture, names, steps)
     parity.require(rows, f"{taken.recipe.name} differs from its source")
@@ -111,7 +122,7 @@ def export(
         "command": "export",
         "source": taken.provenance,
         "environment": checks.environment(),
-        "warnings": list(taken.warnings),
+        "warnings": list(warnings),
         "parity": [row.as_dict() for row in rows],
         "sample": {"name": picture_name, "bundled": bundled, "sha256": sha256_bytes(picture)},
         "alternatives": [asdict(score) for score in scores],
@@ -127,20 +138,66 @@ def export(
         provenance,
         folder=folder,
     )
-    return ExportResult(package=package, parity=tuple(rows), warnings=taken.warnings, alternatives=scores)
+    return ExportResult(package=package, parity=tuple(rows), warnings=warnings, notes=taken.notes, alternatives=scores)
 
 
 def to_onnx(source: Source, batch: int | None = None) -> Any:
     """The source's network as an ``onnx.ModelProto`` with the manifest's names; free where the recipe says so."""
     network = source.recipe.network
-    return onnx_graph.from_torch(
+    names = [output.name for output in network.outputs]
+    if isinstance(source.network, OnnxNetwork):
+        return onnx_import.import_graph(
+            source.network.model,
+            input_name=network.input_name,
+            outputs=source.network.outputs,
+            output_names=names,
+            layer_names=source.network.layer_names,
+            size=network.size,
+            batch=batch,
+        )
+    graph = onnx_graph.from_torch(
         source.network,
         source.input_example_shape,
         input_name=network.input_name,
-        output_names=[output.name for output in network.outputs],
+        output_names=names,
         batch=batch,
         size_multiple=network.size_multiple if network.size is None else None,
     )
+    return settle_sizes(graph)
+
+
+def _convert(source: Source, batch: int | None) -> tuple[Any, int | None, tuple[str, ...]]:
+    """The graph, its fixed batch (None: free) and what is to be said about it.
+
+    A ready-made graph may have its batch of one written into its inside; then it keeps it. UsageError where the user
+    asked for another.
+    """
+    graph = to_onnx(source, batch)
+    if not isinstance(source.network, OnnxNetwork) or _takes_batch(source, graph, batch or 2):
+        return graph, batch, ()
+    fixed = source.network.file.input.shape[0] or 1
+    if batch not in (None, fixed):
+        raise UsageError(
+            f"the graph is made for a batch of {fixed} and does not work with --batch {batch}; leave it out"
+        )
+    about = f"the graph is made for a batch of {fixed}, and other batches are run piece by piece"
+    return to_onnx(source, fixed), fixed, (about,)
+
+
+def _takes_batch(source: Source, graph: Any, batch: int) -> bool:
+    """Whether a graph with its batch changed answers for each input as the original does."""
+    network = source.network
+    assert isinstance(network, OnnxNetwork)
+    x = np.random.default_rng(0).uniform(-2, 2, (batch, *source.input_example_shape)).astype(np.float32)
+    with TemporaryDirectory(prefix="segship-") as folder:
+        path = onnx_graph.save(graph, Path(folder) / "graph.onnx")
+        try:
+            session = open_session(onnx_source.ENGINE, path, SessionOptions(precision="fp32"))
+            found = session.run(x)
+        except EngineError:
+            return False
+    pairs = list(zip(network(x), found, strict=True))
+    return all(a.shape == b.shape and float(np.abs(a - b).max()) <= BATCH_TOLERANCE for a, b in pairs)
 
 
 def bundled_sample() -> bytes:
@@ -174,8 +231,27 @@ def _sample(path: Path | str | None) -> tuple[bytes, str, bool]:
         ) from error
 
 
-def _free_size(recipe: Recipe) -> Recipe:
-    return recipe.model_copy(update={"network": recipe.network.model_copy(update={"size": None})})
+def _free_size(source: Source) -> Source:
+    network = source.network
+    if isinstance(network, OnnxNetwork) and None not in network.size:
+        raise UsageError(
+            f"the graph is made for {network.size[0]}x{network.size[1]} alone; leave --shape dynamic out, or export from "
+            "the checkpoint"
+        )
+    recipe = source.recipe
+    free = recipe.model_copy(update={"network": recipe.network.model_copy(update={"size": None})})
+    return replace(source, recipe=free)
+
+
+def _able(source: Source, names: list[str], wanted: Sequence[str] | None) -> tuple[list[str], tuple[str, ...]]:
+    """The engines that can run this network, and a warning for each other. UsageError where one was asked for."""
+    refused = [name for name in names if name in source.unable]
+    if wanted and refused:
+        raise UsageError(f"{source.unable[refused[0]]}; choose another --engine or --input-size")
+    able = [name for name in names if name not in refused]
+    if not able:
+        raise UsageError(f"{source.unable[refused[0]]}, and no other engine is installed: pip install onnxruntime")
+    return able, tuple(f"{source.unable[name]}; left out, run it with --engine {able[0]}" for name in refused)
 
 
 def _manifest(
@@ -230,7 +306,7 @@ def _compare_network(
     outputs = predictor.network(x, all_outputs=True)
     rows = []
     for about, wanted, got in zip(
-        source.recipe.network.outputs, parity.run_torch(source.network, x), outputs, strict=True
+        source.recipe.network.outputs, parity.run_source(source.network, x), outputs, strict=True
     ):
         stage = f"network, {label}" if about is source.recipe.network.outputs[0] else f"{about.name}, {label}"
         allowed = parity.network_tolerance(tolerance, wanted)

@@ -83,11 +83,14 @@ def from_torch(
         model = program.model_proto
     except Exception as error:  # torch raises many kinds here
         raise SourceError(f"torch cannot export this network to ONNX ({str(error).splitlines()[0]})") from error
-    return _cleaned(model)
+    return cleaned(model)
 
 
-def _cleaned(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Without the exporter's notes (they hold stack traces and paths of this machine), convolutions named by layer."""
+def cleaned(model: onnx.ModelProto, advice: str = "this torch version is not supported") -> onnx.ModelProto:
+    """Without the exporter's notes (they hold stack traces and paths of this machine), convolutions named by layer.
+
+    Raises SourceError, ending in ``advice``, where operators are left that only training needs.
+    """
     model.ClearField("metadata_props")
     model.doc_string = ""
     model.domain = ""
@@ -106,9 +109,7 @@ def _cleaned(model: onnx.ModelProto) -> onnx.ModelProto:
             node.name = node.input[1].removesuffix(".weight")
     leftover = {"BatchNormalization", "Dropout"} & operators(model).keys()
     if leftover:
-        raise SourceError(
-            f"the exported graph still holds {', '.join(sorted(leftover))}; this torch version is not supported"
-        )
+        raise SourceError(f"the exported graph still holds {', '.join(sorted(leftover))}; {advice}")
     onnx.checker.check_model(model)
     return model
 
@@ -134,7 +135,7 @@ def to_fp16_storage(model: onnx.ModelProto) -> onnx.ModelProto:
     Batch norms are folded already, in float32; biases stay float32. A weight beyond float16's range keeps
     float32. Engines fold the casts when they open the graph.
     """
-    copy = _copy(model)
+    copy = copy_of(model)
     graph = copy.graph
     nodes = []
     for initializer in graph.initializer:
@@ -160,7 +161,7 @@ def with_normalisation(
     preprocessing did. They are not multiplied into the first convolution: its zero padding means the mean
     colour after the subtraction, and black before it, so the borders would differ.
     """
-    copy = _copy(model)
+    copy = copy_of(model)
     graph = copy.graph
     name = graph.input[0].name
     inner = f"{prefix}.output"
@@ -205,7 +206,7 @@ def set_input_range(model: onnx.ModelProto, low: float, high: float) -> onnx.Mod
 
     Raises ValueError when the input is not quantised.
     """
-    copy = _copy(model)
+    copy = copy_of(model)
     found = _input_quantiser(copy)
     if found is None:
         raise ValueError("the graph's input is not quantised")
@@ -251,7 +252,7 @@ def _prepend(graph: onnx.GraphProto, nodes: Sequence[onnx.NodeProto]) -> None:
     graph.node.extend([*nodes, *rest])
 
 
-def _copy(model: onnx.ModelProto) -> onnx.ModelProto:
+def copy_of(model: onnx.ModelProto) -> onnx.ModelProto:
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     return copy
@@ -264,11 +265,11 @@ def restore_float(quantised: onnx.ModelProto, original: onnx.ModelProto, layers:
     concatenation, which are doubled where a quantised layer needs them too. Restoring all layers gives the
     original graph's arithmetic back.
     """
-    copy = _copy(quantised)
+    copy = copy_of(quantised)
     graph = copy.graph
     producers = {output: node for node in graph.node for output in node.output}
     weights = {i.name: i for i in original.graph.initializer}
-    sources = {node.name: node for node in original.graph.node if node.op_type == "Conv"}
+    sources = {node.name: node for node in original.graph.node if node.op_type in ("Conv", "ConvTranspose")}
     present = {i.name for i in graph.initializer}
     doubled: dict[str, str] = {}
     added: list[onnx.NodeProto] = []
@@ -300,7 +301,7 @@ def restore_float(quantised: onnx.ModelProto, original: onnx.ModelProto, layers:
         return name
 
     for node in graph.node:
-        if node.op_type != "Conv" or node.name not in layers:
+        if node.name not in sources or node.name not in layers:
             continue
         node.input[0] = in_float(node.input[0])
         for position, name in enumerate(sources[node.name].input[1:], start=1):
@@ -313,12 +314,12 @@ def restore_float(quantised: onnx.ModelProto, original: onnx.ModelProto, layers:
                 graph.initializer.append(initializer)
             node.input[position] = new
     graph.node.extend(added)
-    _sort_and_prune(graph)
+    sort_and_prune(graph)
     onnx.checker.check_model(copy)
     return copy
 
 
-def _sort_and_prune(graph: onnx.GraphProto) -> None:
+def sort_and_prune(graph: onnx.GraphProto) -> None:
     """Nodes after what they use; without nodes and constants that nothing needs."""
     producers = {output: node for node in graph.node for output in node.output}
     ordered: list[onnx.NodeProto] = []

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from segship.errors import BarMissed
+from segship.families.onnx_source import OnnxNetwork
 from segship.inference.images import read_image
 from segship.inference.prediction import Prediction, decode
 from segship.inference.preprocess import Prepared, apply_step, prepare
@@ -70,8 +71,13 @@ class Reference:
         }
 
 
-def run_torch(network: nn.Module, x: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Every output of a torch network for x (N, C, H, W) float32, as float32 arrays."""
+def run_source(network: nn.Module | OnnxNetwork, x: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Every output of the source network for x (N, C, H, W) float32, as float32 arrays.
+
+    A torch network runs in PyTorch, a ready-made graph as it came in ONNX Runtime.
+    """
+    if isinstance(network, OnnxNetwork):
+        return network(x)
     import torch
 
     with torch.inference_mode():
@@ -80,12 +86,12 @@ def run_torch(network: nn.Module, x: np.ndarray) -> tuple[np.ndarray, ...]:
     return tuple(output.float().numpy() for output in outputs)
 
 
-def reference(network: nn.Module, recipe: Recipe, picture: Any, name: str) -> Reference:
+def reference(network: nn.Module | OnnxNetwork, recipe: Recipe, picture: Any, name: str) -> Reference:
     """Run the source network on one picture. Raises InputError for a picture that cannot be read."""
     assert recipe.input.kind == "image"
     image = read_image(picture, recipe.input, name=name)
     prepared = prepare(image, recipe)
-    outputs = tuple(output[0] for output in run_torch(network, prepared.x[None]))
+    outputs = tuple(output[0] for output in run_source(network, prepared.x[None]))
     return Reference(
         pixels=image.pixels, prepared=prepared, outputs=outputs, prediction=decode(outputs, prepared, recipe)
     )

@@ -9,6 +9,8 @@ A family module provides
     load(checkpoint, options, force=False) -> Source
     tiny() -> Source                           a small network with seeded weights, for the contract suite
 
+and, where ready-made ONNX files of its networks are about, what ``onnx_source`` names.
+
 Families of other packages are found through the entry point group ``segship.families`` (entry point name =
 family name, value = module).
 """
@@ -23,8 +25,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 
-from segship.errors import UnknownSource, UsageError
+from segship.errors import SourceError, UnknownSource, UsageError
 from segship.families.checkpoint import Checkpoint, open_checkpoint
+from segship.families.onnx_source import OnnxFile, OnnxNetwork, is_onnx, open_onnx
 from segship.manifest import Recipe
 
 if TYPE_CHECKING:
@@ -79,13 +82,17 @@ class Alternative:
 class Source:
     """A trained network together with everything needed to use it."""
 
-    network: nn.Module
-    """in eval mode, float32; takes (N, C, H, W) and returns a tensor or a sequence of tensors"""
+    network: nn.Module | OnnxNetwork
+    """in eval mode, float32; takes (N, C, H, W) and returns a tensor or a sequence of tensors. Or a ready-made graph"""
     recipe: Recipe
     input_example_shape: tuple[int, ...]
     """(C, H, W) of one network input"""
     provenance: dict[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    """what was recognised, where that is worth a line to the user"""
+    unable: Mapping[str, str] = field(default_factory=dict)
+    """engine -> why it cannot run this network, known before trying"""
     alternatives: tuple[Alternative, ...] = ()
 
 
@@ -126,6 +133,22 @@ def recognise(checkpoint: Checkpoint) -> ModuleType:
     )
 
 
+def recognise_onnx(file: OnnxFile) -> ModuleType:
+    """The family whose marks the graph carries. Raises UnknownSource with what was looked for and found."""
+    looked_for = []
+    for name in family_names():
+        family = get_family(name)
+        if not hasattr(family, "recognise_onnx"):
+            continue
+        if family.recognise_onnx(file):
+            return family
+        looked_for.append(f"{name}: {family.LOOKS_FOR_ONNX}")
+    raise UnknownSource(
+        f"{file.path} is an ONNX graph of no network that segship knows; looked for {'; '.join(looked_for)}; "
+        f"found {file.describe()}; export from the checkpoint instead, or name the family with --family"
+    )
+
+
 def load_source(
     path: Path | str,
     *,
@@ -134,14 +157,27 @@ def load_source(
     trust_pickle: bool = False,
     force: bool = False,
 ) -> Source:
-    """Read a checkpoint file, a run folder or a TorchScript archive, recognise its family and build its network.
+    """Read a checkpoint file, run folder, TorchScript archive or ONNX file, recognise its family, build its network.
 
     ``force`` turns a contradiction between an option and the weights into a warning. Raises SourceError
     (UnknownSource, UnsafePickle) for what cannot be taken and UsageError for options that do not fit.
     """
+    if is_onnx(Path(path)):
+        return _load_onnx(open_onnx(path), family, options or {}, force)
     checkpoint = open_checkpoint(path, trust_pickle=trust_pickle)
     module = get_family(family) if family else recognise(checkpoint)
     source: Source = module.load(checkpoint, parse_options(module, options or {}), force=force)
+    return source
+
+
+def _load_onnx(file: OnnxFile, family: str | None, options: Mapping[str, Any], force: bool) -> Source:
+    module = get_family(family) if family else recognise_onnx(file)
+    if not hasattr(module, "load_onnx"):
+        raise SourceError(
+            f"{file.path} is an ONNX file, and {module.NAME} networks are taken from checkpoints only: their weights no "
+            "longer carry their names there; export from the checkpoint"
+        )
+    source: Source = module.load_onnx(file, parse_options(module, options), force=force)
     return source
 
 

@@ -98,7 +98,11 @@ def _is_norm(key: str, network: nn.Module) -> bool:
 def package_name(checkpoint: Checkpoint, said: str | None, generic: Sequence[str] = ("model",)) -> str:
     """A manifest name: what a side file said, else the file's stem, or its folder's name where the stem is generic."""
     stem = checkpoint.path.stem
-    name = said or (checkpoint.path.resolve().parent.name if stem in generic else stem)
+    return manifest_name(said or (checkpoint.path.resolve().parent.name if stem in generic else stem))
+
+
+def manifest_name(name: str) -> str:
+    """A name that a manifest takes: letters, digits, dots, dashes and underscores."""
     return re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-._")[:100] or "network"
 
 

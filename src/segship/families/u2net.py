@@ -15,8 +15,21 @@ from segship.errors import SourceError
 from segship.families import Option, OptionValue, Source
 from segship.families.checkpoint import Checkpoint
 from segship.families.common import ALL_OUTPUTS, CLASS_NAMES, INPUT_SIZE, MEAN, STD, fill_network, package_name
-from segship.families.u2net_recipe import METHODS, NORMALIZATIONS, RECIPES, build_chain, build_recipe, default_size
+from segship.families.u2net_onnx import LOOKS_FOR_ONNX, load_onnx, recognise_onnx
+from segship.families.u2net_recipe import (
+    METHODS,
+    NORMALIZATIONS,
+    RECIPES,
+    build_chain,
+    build_recipe,
+    choose_recipe,
+    label_name,
+    unable,
+    usage_warnings,
+)
 from segship.networks.u2net import SIDES, U2NET, U2NETP, uniform
+
+__all__ = ["LOOKS_FOR", "LOOKS_FOR_ONNX", "NAME", "OPTIONS", "load", "load_onnx", "recognise", "recognise_onnx", "tiny"]
 
 NAME = "u2net"
 TITLE = "xuebinqin/U-2-Net (U2NET or U2NETP)"
@@ -92,45 +105,8 @@ def load(checkpoint: Checkpoint, options: Mapping[str, OptionValue], *, force: b
             "recipe": recipe_name,
         },
         warnings=(*warnings, *usage_warnings(recipe_name, found_in, chain.size, classes)),
+        unable=unable(chain.size),
     )
-
-
-def choose_recipe(options: Mapping[str, OptionValue], stem: str, default: str) -> tuple[str, str]:
-    """(recipe, where it was found): the option, else a file name that says portrait, else the default."""
-    if options.get("recipe") is not None:
-        return str(options["recipe"]), "option"
-    return ("portrait", "file name") if "portrait" in stem.lower() else (default, "default")
-
-
-def label_name(stem: str) -> str:
-    """What the map is of, by the released files' names."""
-    lowered = stem.lower()
-    return "person" if "human" in lowered else "drawing" if "portrait" in lowered else "object"
-
-
-def usage_warnings(recipe: str, found_in: str, size: tuple[int, int], classes: int) -> list[str]:
-    warnings = []
-    if found_in == "file name":
-        warnings.append(
-            "the file's name says portrait, so recipe portrait was taken; --recipe upstream takes it otherwise"
-        )
-    elif found_in == "default":
-        warnings.append(
-            f"the weights do not say how they are used: took recipe {recipe}; the mask moves by several percent between "
-            f"the recipes ({', '.join(RECIPES[:-1])}), so name the one whose masks you expect with --recipe"
-        )
-    wanted = default_size(recipe, classes)
-    if size != wanted and recipe != "custom":
-        warnings.append(
-            f"released weights of recipe {recipe} were trained at {wanted[0]}x{wanted[1]}, this package uses "
-            f"{size[0]}x{size[1]}: compare its masks"
-        )
-    if min(size) < 17:
-        warnings.append(
-            f"input size {size[0]}x{size[1]}: OpenVINO cannot run this network below 17 pixels a side, where a pooling "
-            "meets a size of 1; prove and run it with --engine onnxruntime"
-        )
-    return warnings
 
 
 def tiny() -> Source:

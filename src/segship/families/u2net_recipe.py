@@ -47,7 +47,9 @@ BLACK = 1e-6
 THRESHOLD = 0.5
 """where a decision is asked of a map (labels, overlays); upstream's author names 0.5"""
 CUSTOM_ONLY = ("resize", "mean", "std", "polarity", "restore")
-INPUT, FUSED = "input", "d0"
+INPUT = "input"
+SMALLEST_OPENVINO = 17
+"""shortest side that OpenVINO's processor plugin runs: 17 halves, rounded up, to 2 before the last pooling"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,3 +241,46 @@ def _metric(classes: int) -> Metric:
     if classes > 1:
         return Metric(name="mIoU", scorer="mmseg", higher_is_better=True, grid="input")
     return Metric(name="MAE", scorer="sod", higher_is_better=False, grid="input")
+
+
+def choose_recipe(options: Mapping[str, OptionValue], stem: str, default: str) -> tuple[str, str]:
+    """(recipe, where it was found): the option, else a file name that says portrait, else the default."""
+    if options.get("recipe") is not None:
+        return str(options["recipe"]), "option"
+    return ("portrait", "file name") if "portrait" in stem.lower() else (default, "default")
+
+
+def label_name(stem: str) -> str:
+    """What the map is of, by the released files' names."""
+    lowered = stem.lower()
+    return "person" if "human" in lowered else "drawing" if "portrait" in lowered else "object"
+
+
+def usage_warnings(recipe: str, found_in: str, size: tuple[int, int], classes: int) -> list[str]:
+    warnings = []
+    if found_in == "file name":
+        warnings.append(
+            "the file's name says portrait, so recipe portrait was taken; --recipe upstream takes it otherwise"
+        )
+    elif found_in == "default":
+        warnings.append(
+            f"the weights do not say how they are used: took recipe {recipe}; the mask moves by several percent between "
+            f"the recipes ({', '.join(RECIPES[:-1])}), so name the one whose masks you expect with --recipe"
+        )
+    wanted = default_size(recipe, classes)
+    if size != wanted and recipe != "custom":
+        warnings.append(
+            f"released weights of recipe {recipe} were trained at {wanted[0]}x{wanted[1]}, this package uses "
+            f"{size[0]}x{size[1]}: compare its masks"
+        )
+    return warnings
+
+
+def unable(size: tuple[int, int]) -> dict[str, str]:
+    """Engines that cannot run the network at this size."""
+    if min(size) >= SMALLEST_OPENVINO:
+        return {}
+    return {
+        "openvino": f"OpenVINO cannot run this network at {size[0]}x{size[1]}: below {SMALLEST_OPENVINO} pixels a side a "
+        "pooling meets a size of 1"
+    }
