@@ -1,4 +1,9 @@
-"""A headless Chromium to drive from a test, over its debugging pipe: no driver and no further library needed."""
+"""A headless Chromium to drive from a test, over its debugging pipe: no driver and no further library needed.
+
+    python tests/end_to_end/chromium.py http://127.0.0.1:8000 picture.png docs
+
+takes the documentation's pictures of the server's page with a picture dropped on it: serve.png and serve-phone.png.
+"""
 
 from __future__ import annotations
 
@@ -147,3 +152,36 @@ class Page:
             elif event.get("method") == "Runtime.exceptionThrown":
                 found.append(str(about["exceptionDetails"]))
         return found
+
+
+SHOWN = (
+    "!document.getElementById('controls').hidden && document.getElementById('status').textContent.includes('covers')"
+)
+
+
+def take_pictures(address: str, picture: Path, folder: Path) -> None:
+    """The page on a desk (light) and on a phone (dark), at most 256 colours each."""
+    import io
+    import tempfile
+
+    from PIL import Image
+
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile, Page(Path(profile), folder) as page:
+        for name, how in {
+            "serve.png": {"width": 1180, "height": 760},
+            "serve-phone.png": {"width": 390, "height": 844, "phone": True, "dark": True},
+        }.items():
+            page.open(address, **how)  # type: ignore[arg-type]
+            page.wait("document.getElementById('list').children.length > 0")
+            page.drop(picture, x=150, y=250)
+            page.wait(SHOWN)
+            page.run("document.activeElement.blur()")
+            time.sleep(0.5)
+            path = page.picture(folder / name)
+            small = io.BytesIO()
+            Image.open(path).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(small, "PNG", optimize=True)
+            path.write_bytes(small.getvalue())
+
+
+if __name__ == "__main__":
+    take_pictures(sys.argv[1], Path(sys.argv[2]).resolve(), Path(sys.argv[3]))

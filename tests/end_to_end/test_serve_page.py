@@ -10,18 +10,16 @@ import cv2
 import httpx
 import numpy as np
 import pytest
-from chromium import Page, program
+from chromium import SHOWN, Page, program
 from PIL import Image
-from test_serve import serving
+from serving import argmax_package
+from test_serve_process import serving
 from tiny_saliency import saliency_package
 
 from conftest import picture
 
 pytestmark = pytest.mark.skipif(program() is None, reason="no Chromium is installed")
 
-SHOWN = (
-    "!document.getElementById('controls').hidden && document.getElementById('status').textContent.includes('covers')"
-)
 CANVAS = """(() => {
   const c = document.getElementById('canvas'), d = c.getContext('2d').getImageData(0, 0, c.width, c.height);
   return [c.width, c.height, Array.from(d.data)];
@@ -47,6 +45,12 @@ def classes(package):
 def standout(tmp_path_factory):
     package = saliency_package(tmp_path_factory.mktemp("page") / "object.segship", recipe="upstream", size=64)
     with serving(package.path) as (address, _):
+        yield address
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory):
+    with serving(argmax_package(tmp_path_factory.mktemp("page") / "three.segship").path) as (address, _):
         yield address
 
 
@@ -140,6 +144,21 @@ def test_a_saliency_map_is_soft_until_a_threshold_is_wanted(browser, standout, t
     browser.run("document.getElementById('soft').click()")
     settle(browser)
     np.testing.assert_array_equal(canvas(browser)[..., 0], decode(ask(standout, path, threshold=0.5)))
+
+
+def test_one_class_a_pixel_is_shown_in_the_package_s_colours(browser, three, tmp_path):
+    path = write(tmp_path / "cells.png", cv2.GaussianBlur(picture(5), (0, 0), 3))
+    ready(browser, three)
+    browser.drop(path)
+    browser.wait(SHOWN)
+    assert browser.run("document.getElementById('thresholdRow').hidden")
+    labels = decode(ask(three, path))
+    assert set(np.unique(labels)) == {0, 1, 2}
+    slide(browser, "opacity", 100)
+    shown = canvas(browser)[..., :3]
+    np.testing.assert_array_equal(shown[labels == 1], np.broadcast_to((213, 44, 90), shown[labels == 1].shape))
+    np.testing.assert_array_equal(shown[labels == 2], np.broadcast_to((30, 90, 220), shown[labels == 2].shape))
+    assert browser.complaints() == []
 
 
 def test_a_rotated_photo_lies_as_its_mask_does(browser, classes, standout, tmp_path):

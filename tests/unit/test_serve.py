@@ -9,7 +9,7 @@ from dataclasses import replace
 import cv2
 import numpy as np
 import pytest
-from serving import Server, png
+from serving import Server, argmax_package, png
 from tiny_package import tiny_package
 from tiny_saliency import saliency_package
 
@@ -39,6 +39,14 @@ def standout(tmp_path_factory):
         Predictor.open(saliency_package(tmp_path_factory.mktemp("serve") / "object.segship", size=64)) as predictor,
         Server(predictor) as server,
     ):
+        yield server
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory):
+    """A server of one class a pixel."""
+    package = argmax_package(tmp_path_factory.mktemp("serve") / "three.segship")
+    with Predictor.open(package) as predictor, Server(predictor) as server:
         yield server
 
 
@@ -158,6 +166,21 @@ def test_a_saliency_map_has_classes_only_with_a_threshold(standout):
     hard = standout.ask("POST", "/v1/predict", files=FILE, data={"output": "json", "threshold": "0.8"}).json()
     assert hard["threshold"] == 0.8
     assert hard["classes"][0]["pixels"] == int((found.probabilities[0] > 0.8).sum()) > 0
+
+
+def test_one_class_a_pixel(three):
+    found = three.predictor(PICTURE)
+    assert set(np.unique(found.labels)) == {0, 1, 2}
+    labels = three.ask("POST", "/v1/predict", files=FILE).content
+    np.testing.assert_array_equal(cv2.imdecode(np.frombuffer(labels, np.uint8), cv2.IMREAD_UNCHANGED), found.labels)
+    for label in (1, 2):
+        sent = three.ask("POST", "/v1/predict", files=FILE, data={"output": "map", "label": str(label)}).content
+        levels = np.rint(found.probabilities[label] * 255).astype(np.uint8)
+        np.testing.assert_array_equal(cv2.imdecode(np.frombuffer(sent, np.uint8), cv2.IMREAD_UNCHANGED), levels)
+    said = three.ask("POST", "/v1/predict", files=FILE, data={"output": "json"}).json()
+    assert [one["pixels"] for one in said["classes"]] == [int((found.labels == label).sum()) for label in (1, 2)]
+    refused = three.ask("POST", "/v1/predict", files=FILE, data={"threshold": "0.4"})
+    assert "threshold needs" in refusal(refused, 400)
 
 
 def test_answers_say_what_ran(classes):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -18,9 +19,11 @@ from pathlib import Path
 import cv2
 import httpx
 import pytest
+from tiny_saliency import saliency_package
 
 from conftest import picture, write_pictures
 
+DOCS = Path(__file__).parents[2] / "docs"
 CLIENTS = 12
 SECONDS = 3.0
 GROWTH = 48 << 20
@@ -194,6 +197,27 @@ def test_a_picture_through_curl_is_the_same(served, package, tmp_path):
     for how in (["-F", f"file=@{path}"], raw):
         done = subprocess.run(["curl", "-sf", *how, f"{served}/v1/predict"], capture_output=True, check=True)
         assert done.stdout == mask
+
+
+EXAMPLES = [line for line in (DOCS / "serve.md").read_text().splitlines() if line.startswith("curl ")]
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+def test_the_examples_in_the_documentation_work(tmp_path):
+    package = saliency_package(tmp_path / "object.segship", size=64)
+    for name in ("photo.jpg", "beach.jpg"):
+        cv2.imwrite(str(tmp_path / name), picture(len(name)))
+    assert len(EXAMPLES) > 12
+    with serving(package.path) as (address, _):
+        for line in EXAMPLES:
+            command = shlex.split(line.replace("http://127.0.0.1:8000", address))
+            done = subprocess.run([*command, "-s"], cwd=tmp_path, capture_output=True)
+            assert done.returncode == 0, line
+            if "-o" in command:
+                data = (tmp_path / command[command.index("-o") + 1]).read_bytes()
+                assert data.startswith((b"\x89PNG", b"PK")), line
+            else:
+                assert done.stdout, line
 
 
 def test_the_command_line_says_what_is_wrong(served, segship, package, tmp_path):
