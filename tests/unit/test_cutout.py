@@ -37,7 +37,7 @@ def read(source: Any, reader: str = "pillow:rgb", order: str = "rgb", exif: str 
     return read_image(source, spec)
 
 
-def of_mask(mask: np.ndarray, picture: np.ndarray, recipe: Manifest | None = None) -> Prediction:
+def of_mask(mask: np.ndarray, picture: Any, recipe: Manifest | None = None) -> Prediction:
     """A prediction whose saliency map is ``mask`` itself."""
     recipe = recipe or saliency(min_max=False, to_uint8="round")
     return predict(mask[None] / 255, recipe, original=mask.shape, image=read(picture))
@@ -72,6 +72,18 @@ def test_cutouts_are_rembgs(case: tuple[Prediction, dict[str, np.ndarray]]) -> N
 def test_clean_mask_is_rembgs_post_process(case: tuple[Prediction, dict[str, np.ndarray]]) -> None:
     found, wanted = case
     assert (decoded(found.encode("mask", clean_mask=True)) == wanted["post_mask"]).all()
+
+
+@pytest.mark.parametrize("photo", ["horse.jpg", "girl.png"])
+def test_a_sessions_mask_becomes_the_sessions_files(shared: Path, photo: str) -> None:
+    """What rembg wrote for a whole run of its own session: only the network is left out."""
+    name = photo.split(".")[0]
+    with np.load(shared / "reference/u2netp_pipeline.npz") as arrays:
+        mask = arrays[f"{name}_rembg_mask"]
+        cut, post = arrays[f"{name}_rembg_cutout_every_8th"], arrays[f"{name}_rembg_mask_post_every_4th"]
+    found = of_mask(mask, shared / "data/photos" / photo)
+    assert (found.cutout(cutout_style="rembg")[::8, ::8] == cut).mean() >= 0.999
+    assert (decoded(found.encode(clean_mask=True))[::4, ::4] == post).all()
 
 
 def test_matting_is_rembgs(case: tuple[Prediction, dict[str, np.ndarray]]) -> None:
