@@ -20,7 +20,7 @@ from segship.errors import EngineError, InputError, PackageError, PrecisionMissi
 from segship.inference.pipeline import batches, helper_threads, in_order, ordered_map
 from segship.inference.precision import PRECISION_ALIASES, canonical_precision
 from segship.inference.prediction import Prediction
-from segship.inference.predictor import Failure, Item, Predictor, load
+from segship.inference.predictor import Failure, Item, Predictor
 
 RNG = np.random.default_rng(5)
 
@@ -385,14 +385,14 @@ def test_precision_names() -> None:
 def test_the_precision_asked_for_runs_or_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, precisions=("fp32", "int8"))
     package = stub_package(tmp_path / "p", variants=variants("fp32", "int8", "bf16"))
-    with load(package, engine=NAME, precision="qint8_mixed_float16") as model:
+    with Predictor.open(package, engine=NAME, precision="qint8_mixed_float16") as model:
         assert model.precision == "int8"
         assert model.variant.precision == "int8"
         assert model.sessions[0].options.precision == "int8"
     with pytest.raises(PrecisionMissing, match="segship compile --precision fp16"):
-        load(package, engine=NAME, precision="fp16")
+        Predictor.open(package, engine=NAME, precision="fp16")
     with pytest.raises(PrecisionMissing, match="does not run bf16"):
-        load(package, engine=NAME, precision="bf16")
+        Predictor.open(package, engine=NAME, precision="bf16")
 
 
 def test_auto_takes_the_fastest_within_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -310,8 +310,3 @@ def source_name(source: Source) -> str:
     if isinstance(source, (str, Path)):
         return str(source)
     return type(source).__name__
-
-
-def load(package: Package | Path | str, **options: Any) -> Predictor:
-    """Open a package for prediction; ``options`` are those of `Predictor.open` (precision, engine, threads …)."""
-    return Predictor.open(package, **options)

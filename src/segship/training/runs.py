@@ -1,14 +1,14 @@
 """The folder of a training run: config.yml, log.csv, model.pth, the state to resume from.
 
 config.yml, log.csv and model.pth are what 4uiiurz1/pytorch-nested-unet writes; segship.yml holds our further
-options, validation.csv both validation IoUs by name, result.json the end of the run. Every file is written under a temporary name and renamed, so a killed run leaves whole files.
+options, validation.csv both validation IoUs by name, result.json the end of the run. Every file is written under a
+temporary name and renamed, so a killed run leaves whole files.
 """
 
 from __future__ import annotations
 
 import csv
 import io
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -18,6 +18,8 @@ import torch
 import yaml
 
 from segship.errors import OutputError, SourceError, UsageError
+from segship.inference.writers import write_bytes
+from segship.package import replacing
 from segship.training.options import RESUMABLE, UPSTREAM_FIELDS, UnetPlusPlusOptions
 
 LOG_HEADER = ("epoch", "lr", "loss", "iou", "val_loss", "val_iou")
@@ -62,8 +64,8 @@ def start_folder(folder: Path, options: UnetPlusPlusOptions) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"the run's folder {folder} cannot be made ({error}); choose another --output") from error
-    write_text(folder / CONFIG, config_text(options))
-    write_text(folder / EXTRA, extra_text(options))
+    write_bytes(folder / CONFIG, config_text(options).encode())
+    write_bytes(folder / EXTRA, extra_text(options).encode())
 
 
 def options_record(options: UnetPlusPlusOptions) -> dict[str, Any]:
@@ -74,12 +76,10 @@ def options_record(options: UnetPlusPlusOptions) -> dict[str, Any]:
 
 def save_state(path: Path, state: Mapping[str, Any]) -> None:
     """torch.save, atomically. OutputError where the disk is full or the folder read-only."""
-    temporary = path.with_name(path.name + ".tmp")
     try:
-        torch.save(state, temporary)
-        os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:
-        temporary.unlink(missing_ok=True)
+        with replacing(path) as temporary:
+            torch.save(state, temporary)
+    except (OutputError, RuntimeError) as error:  # torch raises RuntimeError for a full disk
         raise OutputError(f"{path} cannot be written ({error}); free some space and use --resume") from error
 
 
@@ -106,17 +106,7 @@ def write_log(path: Path, rows: Sequence[Mapping[str, Any]], header: Sequence[st
     writer = csv.DictWriter(text, header, restval="", extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    write_text(path, text.getvalue())
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a small file under a temporary name and rename it."""
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    except OSError as error:
-        raise OutputError(f"{path} cannot be written ({error}); choose a writable --output") from error
+    write_bytes(path, text.getvalue().encode())
 
 
 def _plain(value: Any) -> Any:

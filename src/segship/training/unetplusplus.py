@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from segship.datasets import dsb2018
 from segship.errors import DatasetError, SegshipError, UsageError
+from segship.inference.writers import write_bytes
 from segship.networks.unetplusplus import NestedUNet, UNet
 from segship.training import distributed, runs
 from segship.training.averages import average_of, recalibrate
@@ -198,7 +199,7 @@ def _train(
         split_sha256=split.sha256,
     )
     if first:
-        runs.write_text(folder / runs.RESULT, json.dumps(result.as_dict(), indent=1) + "\n")
+        write_bytes(folder / runs.RESULT, (json.dumps(result.as_dict(), indent=1) + "\n").encode())
         log.info(
             "validation %s %.4f, best of %d epochs (epoch %d), split %s",
             result.metric, result.value, result.epochs, result.epoch, result.split,
