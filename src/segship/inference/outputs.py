@@ -81,7 +81,7 @@ class PredictOptions:
             raise UsageError("cutouts, composites and matting lie on the picture's own grid; leave out grid network")
 
     def check(self, recipe: Recipe) -> None:
-        """Raise UsageError now for what would fail on every picture: it does not suit the package, or a library lacks."""
+        """Raise UsageError now for what would fail on every picture: a package it does not suit, a missing library."""
         check(recipe, self.output)
         if self.overlay:
             check(recipe, replace(self.output, kind="overlay"))
