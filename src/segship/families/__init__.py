@@ -9,7 +9,8 @@ A family module provides
     load(checkpoint, options, force=False) -> Source
     tiny() -> Source                           a small network with seeded weights, for the contract suite
 
-and, where ready-made ONNX files of its networks are about, what ``onnx_source`` names.
+and, where ready-made ONNX files of its networks are about, what ``onnx_source`` names; where its networks come as
+folders, ``recognise_path(path)`` and ``load_path(path, options, trust_pickle, force)``.
 
 Families of other packages are found through the entry point group ``segship.families`` (entry point name =
 family name, value = module).
@@ -86,7 +87,9 @@ class Source:
     """in eval mode, float32; takes (N, C, H, W) and returns a tensor or a sequence of tensors. Or a ready-made graph"""
     recipe: Recipe
     input_example_shape: tuple[int, ...]
-    """(C, H, W) of one network input"""
+    """(C, H, W) or (C, z, y, x) of one network input"""
+    members: Mapping[str, nn.Module] = field(default_factory=dict)
+    """every network of an ensemble by its member name; empty where ``network`` is alone"""
     provenance: dict[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
@@ -164,10 +167,24 @@ def load_source(
     """
     if is_onnx(Path(path)):
         return _load_onnx(open_onnx(path), family, options or {}, force)
+    module = _folder_family(Path(path), family)
+    if module is not None:
+        given = parse_options(module, options or {})
+        found: Source = module.load_path(Path(path), given, trust_pickle=trust_pickle, force=force)
+        return found
     checkpoint = open_checkpoint(path, trust_pickle=trust_pickle)
     module = get_family(family) if family else recognise(checkpoint)
     source: Source = module.load(checkpoint, parse_options(module, options or {}), force=force)
     return source
+
+
+def _folder_family(path: Path, family: str | None) -> ModuleType | None:
+    """The family whose model folder lies there, where it keeps networks in folders."""
+    for name in (family,) if family else family_names():
+        module = get_family(name)
+        if hasattr(module, "recognise_path") and path.exists() and module.recognise_path(path):
+            return module
+    return None
 
 
 def _load_onnx(file: OnnxFile, family: str | None, options: Mapping[str, Any], force: bool) -> Source:

@@ -197,6 +197,40 @@ def _check_sizes(file: Path, state_dict: Mapping[str, Tensor]) -> None:
 # ------------------------------------------------------------------------------------------------- pickles
 
 
+def open_pickle(file: Path, *, trust_pickle: bool = False) -> tuple[Any, str]:
+    """A torch file's whole content, not only tensors, and how it was read. Raises SourceError, UnsafePickle."""
+    if not file.is_file():
+        raise SourceError(f"{file} does not exist; copy the whole model folder")
+    _checked_digest(file)
+    return _load_pickle(file, trust_pickle)
+
+
+def restricted_load(file: Path, markers: Mapping[str, Any] | None = None) -> Any:
+    """A plain pickle through the restricted unpickler; ``markers`` stand in for named functions, which are not run.
+
+    Raises UnsafePickle naming the refused global, SourceError for damage.
+    """
+
+    class Unpickler(_RestrictedUnpickler):
+        def find_class(self, module: str, name: str) -> Any:
+            full = f"{module}.{name}"
+            return markers[full] if markers and full in markers else super().find_class(module, name)
+
+    try:
+        with file.open("rb") as stream:
+            return Unpickler(stream).load()
+    except UnsafePickle as error:
+        raise UnsafePickle(
+            f"{file} wants to run '{error}', which a plans file does not need; do not use this file"
+        ) from None
+    except OSError as error:
+        raise SourceError(
+            f"{file} cannot be read ({error.strerror or error}); check the path and its rights"
+        ) from error
+    except Exception as error:  # pickle raises nearly anything on hostile bytes
+        raise _unreadable(file, error) from error
+
+
 def _load_pickle(file: Path, trust: bool) -> tuple[Any, str]:
     try:
         return _torch_load(file, weights_only=True), "weights_only"
