@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from segship.datasets import Case, Dataset, divide_by_pixels, open_dataset
+from segship.datasets import Case, Dataset, divide_by_pixels, open_dataset, recognise_layout
 from segship.engines import get_engine
 from segship.errors import DatasetError, OutputError, PrecisionMissing, SegshipError, UsageError
 from segship.inference.writers import write_bytes
@@ -152,11 +152,12 @@ def _divide(options: RunOptions, folder: _Folder, say: Say) -> tuple[Dataset | N
     if options.output.exists() and not options.output.is_dir():
         raise OutputError(f"{options.output} is a file; name a folder with -o")
     try:
-        whole = open_dataset(options.data, options.layout, options.split)
+        layout = options.layout or recognise_layout(options.data)
     except DatasetError:
-        if options.layout or options.split or not options.data.is_dir():
+        if options.split or not options.data.is_dir():
             raise
         return None, options.calibrate, ["the data has no masks that segship reads: accuracy was not measured"]
+    whole = open_dataset(options.data, layout, options.split)
     if options.calibrate is not None:
         return whole, options.calibrate, []
     if options.split is not None:

@@ -26,6 +26,7 @@ from segship.metrics import sod
 from segship.metrics.evaluation import Evaluation, drop_against
 from segship.metrics.scores import CaseScore
 from segship.package import open_package
+from segship.workflow import RunOptions, _divide, _Folder
 
 
 @pytest.fixture(scope="module")
@@ -207,7 +208,7 @@ def test_words_follow_the_metrics_direction(run: tuple[Path, EvaluateResult]) ->
     int8 = {"precision": "int8", "engine": "openvino", "value": 0.0312, "drop": 0.0012, "drop_detail": detail, **rates}
     data = {
         "metric": {"name": "MAE", "higher_is_better": False}, "file_batches": [8], "batches": [8], "package": None,
-        "variants": [fp32, int8], "reference": fp32, "shown": int8, "parity": [], "dataset": None,
+        "variants": [fp32, int8], "reference": fp32, "shown": int8, "parity": [], "dataset": None, "scorer": "sod",
     }  # fmt: skip
     said = "".join(text for _, text in story.sentences(data)[2])
     assert "its MAE rises by 0.0012" in said
@@ -216,6 +217,21 @@ def test_words_follow_the_metrics_direction(run: tuple[Path, EvaluateResult]) ->
     assert "its MAE falls by 0.0012" in "".join(text for _, text in story.sentences(data)[2])
     assert ("+0.0012", "MAE from fp32 to int8") in story.tiles(data)
     assert story.shown_variant([fp32, int8]) is int8
+
+
+def test_parity_of_a_map_is_told_by_its_levels() -> None:
+    rows = [
+        {"stage": "network", "max_abs": 8e-7, "label_agreement": None},
+        {"stage": "decoded", "max_abs": 0.0, "label_agreement": 1.0},
+    ]
+    data = {"parity": rows, "package": None, "scorer": "sod"}
+    said = "".join(text for _, text in story._about_parity(data))
+    assert said == (
+        "The network gives the trained network’s answers: every level of the map is equal, "
+        "largest difference of the network’s output 8.0 × 10⁻⁷."
+    )
+    rows[1]["max_abs"] = 1 / 255
+    assert "the map differs by at most 0.003922," in "".join(text for _, text in story._about_parity(data))
 
 
 def test_plots_of_an_error() -> None:
@@ -253,3 +269,23 @@ def test_damaged_curves_are_an_error_of_one_line(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"bad\.csv cannot be read .*; evaluate again"):
         curves.read_csv(tmp_path / "bad.csv")
     assert curves.write_picture(tmp_path / "c.png", {"fp32": {}}) is None
+
+
+def test_run_divides_a_salient_object_folder_and_names_what_is_missing(tmp_path: Path) -> None:
+    photos = photo_folder(tmp_path / "photos", 12, ".", ".")
+    options = RunOptions(data=photos, output=tmp_path / "run")
+    said: list[str] = []
+    data, calibration, notes = _divide(options, _Folder(options.output, False), said.append)
+    assert data is not None
+    assert calibration is not None
+    assert data.layout == "sod"
+    listed = calibration.read_text().split()
+    assert len(data.ids) + len(listed) == 12
+    assert all(path.endswith(".jpg") for path in listed), "masks are nothing to calibrate on"
+    assert "divided by a hash" in notes[0]
+    (photos / "photo03.png").unlink()
+    with pytest.raises(DatasetError, match=r"images without a mask in .* \(photo03\)"):
+        _divide(options, _Folder(options.output, False), said.append)
+    for mask in photos.glob("*.png"):
+        mask.unlink()
+    assert _divide(options, _Folder(options.output, False), said.append)[0] is None, "photos alone: nothing to score"

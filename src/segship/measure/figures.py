@@ -136,7 +136,7 @@ def curve_plots(by_name: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str,
             line = {"color": color, "ls": dash, "lw": 1.6, "zorder": len(names) - place}
             axes.plot(over(name), by_name[name][key], label=name_of(name), **line)
         axes.set_ylim(0, 1.02)
-        axes.legend(loc="lower left" if key == "precision" else "lower center", frameon=False, labelcolor=SOFT)
+        axes.legend(loc="best", frameon=False, labelcolor=SOFT)
 
     def precision_recall(axes: Any, size: str) -> None:
         draw(axes, lambda name: by_name[name]["recall"], str, "precision")

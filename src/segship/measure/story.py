@@ -87,6 +87,8 @@ def _about_parity(data: Row) -> list[Piece]:
     agreement = [row["label_agreement"] for row in rows if row.get("label_agreement") is not None]
     logits = [row["max_abs"] for row in rows if row["stage"].startswith("network") and row.get("max_abs") is not None]
     pieces: list[Piece] = [("", f"{who} gives the trained network’s answers: ")]
+    if data["scorer"] == "sod":
+        return [*pieces, *_map_parity(rows, max(logits, default=None)), ("", ".")]
     if agreement:
         least = min(agreement)
         pieces += (
@@ -96,6 +98,21 @@ def _about_parity(data: Row) -> list[Piece]:
         pieces += [("", ", largest difference of a logit " if agreement else "largest difference of a logit ")]
         pieces += [("b", small_text(max(logits)))]
     return [*pieces, ("", ".")]
+
+
+def _map_parity(rows: Sequence[Row], largest: float | None) -> list[Piece]:
+    """Of networks whose answer is a map of grey levels."""
+    decoded = [row["max_abs"] for row in rows if row["stage"] == "decoded" and row.get("max_abs") is not None]
+    pieces: list[Piece] = []
+    if decoded:
+        same = max(decoded) == 0
+        pieces = [("b", "every level of the map is equal")] if same else [("", "the map differs by at most "), ("b", small_text(max(decoded)))]  # fmt: skip
+    if largest is not None:
+        start = (
+            ", largest difference of the network’s output " if pieces else "largest difference of the network’s output "
+        )
+        pieces += [("", start), ("b", small_text(largest))]
+    return pieces or [("", "no stage was compared")]
 
 
 def _about_accuracy(data: Row) -> list[Piece]:
