@@ -90,7 +90,7 @@ def export(
     verbose: bool,
     **rest: Any,
 ) -> None:
-    """Turn SOURCE (checkpoint file, run folder, TorchScript file) into a package, proved stage by stage.
+    """Turn SOURCE (checkpoint file, run folder, TorchScript or ONNX file) into a package, proved stage by stage.
 
     Nothing is written when an engine's answer differs from the source's beyond tolerance (exit code 3).
     """
@@ -107,6 +107,8 @@ def export(
     if as_json:
         print_json(result.as_dict())
     elif not quiet:
+        for note in result.notes:
+            click.echo(note)
         click.echo(parity.table(result.parity))
         for score in result.alternatives:
             chosen = "  (chosen)" if score.chosen else ""
@@ -116,12 +118,20 @@ def export(
 
 @click.command()
 @click.argument("package", type=click.Path())
-@click.option("--precision", required=True, help="fp16, bf16 or int8.")
 @click.option(
-    "--calibrate", type=click.Path(), help="int8: folder, list.txt, array.npz or data set of training images."
+    "--precision",
+    required=True,
+    help="fp16, bf16, int8 or int16 (16-bit rounding around float32 arithmetic: accuracy and file size, not speed).",
 )
-@click.option("--calibrate-split", default=None, help="int8: take the training side of this split of --calibrate.")
-@click.option("--subset", type=click.IntRange(1), default=128, show_default=True, help="int8: at most so many images.")
+@click.option(
+    "--calibrate",
+    type=click.Path(),
+    help="int8, int16: folder, list.txt, array.npz or data set of training images.",
+)
+@click.option("--calibrate-split", default=None, help="Take the training side of this split of --calibrate.")
+@click.option(
+    "--subset", type=click.IntRange(1), default=128, show_default=True, help="Calibrate on so many images at most."
+)
 @click.option(
     "--batch", "batches", type=IntList(), default="1", show_default=True, help="Batch sizes to compile and check."
 )
@@ -138,7 +148,10 @@ def export(
 )
 @click.option("--preset", type=click.Choice(["performance", "mixed"]), default="performance", show_default=True)
 @click.option(
-    "--keep-in-float", type=NameList(), default=None, help="int8: convolutions to keep in float32 [first and last]."
+    "--keep-in-float",
+    type=NameList(),
+    default=None,
+    help="int8, int16: convolutions to keep in float32 [int8: the first and the last ones; int16: none].",
 )
 @click.option("--algorithm", type=click.Choice(["min-max", "percentile"]), default="min-max", show_default=True)
 @click.option("--bias-correction", type=click.Choice(["fast", "accurate", "none"]), default="none", show_default=True)
@@ -148,7 +161,14 @@ def export(
 @click.option(
     "--max-drop", type=float, default=None, help="Write only if the metric drops by at most this; needs --validate."
 )
-@click.option("--validate", type=click.Path(), help="Data set to measure the drop on.")
+@click.option(
+    "--validate",
+    type=click.Path(),
+    help="Data set to measure the drop on; for saliency packages also a folder of pictures without masks.",
+)
+@click.option(
+    "--force", is_flag=True, help="Saliency packages: write although masks differ from fp32's by more than 0.02."
+)
 @click.option("--split", default=None, help="Validation part of --validate: default, ascend, or a file of ids.")
 @click.option("--layout", default=None, help="Layout of --validate [recognised].")
 @click.option("--engine", default=None, help="Engine to measure on [openvino].")
@@ -159,6 +179,12 @@ def compile(package: str, precision: str, as_json: bool, quiet: bool, verbose: b
 
     With --max-drop the variant is written only when the metric holds; layers that hurt are put back to float, one
     group at a time. If that does not suffice nothing is written and the exit code is 3.
+
+    Masks of a saliency package need no ground truth for that: they are compared with fp32's on the pictures of
+    --validate, else on pictures held out of --calibrate, and may differ by 0.02 of full scale on average.
+
+    int16 rounds to 16 bits around convolutions that compute in float32 (OpenVINO keeps the rounding of weights alone):
+    numerics of 16-bit fixed point and half the file, not speed.
     """
     try:
         from segship.convert.precision import compile_package

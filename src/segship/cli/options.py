@@ -13,7 +13,7 @@ import click
 F = TypeVar("F", bound=Callable[..., Any])
 Progress = Callable[[int, int, str], None]
 
-PRECISION_HELP = "fp32, fp16, bf16, int8 or auto (the fastest within its recorded drop)"
+PRECISION_HELP = "fp32, fp16, bf16, int8, int16 or auto (the fastest within its recorded drop; never int16)"
 
 
 def with_output(function: F) -> F:

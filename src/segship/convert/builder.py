@@ -7,7 +7,7 @@ from typing import Any
 
 import onnx
 
-from segship.convert import onnx_graph, quantize
+from segship.convert import checks, int16, layers, onnx_graph, quantize
 from segship.convert.base import Base
 from segship.convert.calibration import Calibration
 from segship.convert.quantize import QuantizeOptions
@@ -37,11 +37,21 @@ class Builder:
         self.kept: tuple[str, ...] = options.keep_in_float if options else ()
         if progress is not None:
             progress(0, 1, f"building {precision}")
-        self._built = {member: self._build(graph) for member, graph in base.graphs.items()}
+        self._ranges: dict[str, dict[str, float]] = {}
+        if precision == "int16":
+            assert calibration is not None
+            engine = checks.checking_engines(None, "fp32")[0]
+            self._ranges = {
+                member: int16.activation_ranges(graph, calibration.inputs, engine)
+                for member, graph in base.graphs.items()
+            }
+        self._built = {member: self._build(member, graph) for member, graph in base.graphs.items()}
 
-    def _build(self, graph: onnx.ModelProto) -> onnx.ModelProto:
+    def _build(self, member: str, graph: onnx.ModelProto) -> onnx.ModelProto:
         if self.precision == "fp16":
             return onnx_graph.to_fp16_storage(graph)
+        if self.precision == "int16":
+            return int16.quantize(graph, self._ranges[member], self.kept)
         if self.options is None:
             return graph
         assert self.calibration is not None
@@ -53,19 +63,23 @@ class Builder:
         further = set(kept) - set(self.options.keep_in_float if self.options else ())
         if not further:
             return self._built
+        if self.precision == "int16":
+            return {
+                member: int16.quantize(graph, self._ranges[member], kept) for member, graph in self.base.graphs.items()
+            }
         return {
             member: onnx_graph.restore_float(graph, self.base.graphs[member], further)
             for member, graph in self._built.items()
         }
 
     def groups(self) -> dict[str, tuple[str, ...]]:
-        """Blocks that can be put back to float32; none but for int8."""
+        """Blocks that can be put back to float32; none but for int8 and int16."""
         if self.options is None:
             return {}
         member = next(iter(self.base.graphs))
-        groups = quantize.layer_groups(self.base.graphs[member])
+        groups = layers.layer_groups(self.base.graphs[member])
         always = set(self.options.keep_in_float)
-        return {name: layers for name, layers in groups.items() if not set(layers) <= always}
+        return {name: group for name, group in groups.items() if not set(group) <= always}
 
     def files(self, graphs: dict[str, onnx.ModelProto]) -> dict[str, tuple[str, bytes]]:
         """member -> (name in the package, bytes). bf16 and fp32 share the graph that is there."""

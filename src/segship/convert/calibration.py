@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +24,8 @@ from segship.manifest import Recipe
 
 ENOUGH = 64
 DEFAULT_SUBSET = 128
+HELD_OUT = 16
+"""pictures kept out of a calibration folder to measure on, at most"""
 MAX_LIST_BYTES = 64 << 20
 
 
@@ -40,6 +42,8 @@ class Calibration:
     """of each network input: the same for a picture and its copy at the network's size"""
     available: int
     warnings: tuple[str, ...] = ()
+    held_out: tuple[tuple[str, Any], ...] = ()
+    """(name, picture) of those that were kept out to measure on; never calibrated on"""
 
     @property
     def sha256(self) -> str:
@@ -64,20 +68,24 @@ def load_calibration(
     subset: int = DEFAULT_SUBSET,
     split: str | Path | None = None,
     array_order: Literal["rgb", "bgr"] = "rgb",
+    hold_out: bool = False,
 ) -> Calibration:
     """Read, preprocess and hash calibration pictures; at most ``subset``, evenly spread over what is there.
 
     ``split`` takes the training side of a data set's split. ``array_order`` is the channel order inside an
-    .npz. Raises UsageError for a source that names nothing, InputError for a picture that cannot be read.
+    .npz. ``hold_out`` keeps every fifth picture, at most ``HELD_OUT``, out of the calibration to measure on. Raises UsageError for a source that names nothing, InputError for a picture that cannot be read.
     """
     if subset < 1:
         raise UsageError(f"a calibration subset needs at least 1 image, not {subset}")
     found = list(_entries(Path(source), split))
     if not found:
         raise UsageError(f"{source} holds no picture to calibrate on; give a folder of training images")
+    count = min(HELD_OUT, max(1, len(found) // 5)) if hold_out and len(found) > 1 else 0
+    held = spread_evenly(range(len(found)), count)
+    kept = [entry for number, entry in enumerate(found) if number not in set(held)]
     inputs: list[np.ndarray] = []
     names, pixels, hashes = [], [], []
-    for name, item in spread_evenly(found, subset):
+    for name, item in spread_evenly(kept, subset):
         assert recipe.input.kind == "image"
         image = read_image(item, recipe.input, array_order=array_order, name=name)
         x = prepare(image, recipe).x
@@ -97,6 +105,7 @@ def load_calibration(
         input_sha256=tuple(hashes),
         available=len(found),
         warnings=_warnings(pixels),
+        held_out=tuple(found[number] for number in held),
     )
 
 
@@ -124,12 +133,12 @@ def without_overlap(calibration: Calibration, dataset: Dataset | None, recipe: R
             "calibrate on training images, so that the measured drop means something"
         )
     kept = [index for index in range(len(calibration.names)) if index not in shared]
-    return Calibration(
+    return replace(
+        calibration,
         inputs=calibration.inputs[kept],
         names=tuple(calibration.names[i] for i in kept),
         pixel_sha256=tuple(calibration.pixel_sha256[i] for i in kept),
         input_sha256=tuple(calibration.input_sha256[i] for i in kept),
-        available=calibration.available,
         warnings=(
             *calibration.warnings,
             f"left out {len(shared)} training pictures that are copies of evaluation pictures ({names})",

@@ -1,7 +1,7 @@
 """A package gains a precision: built from its fp32 graph, measured, checked on every installed engine, then stored.
 
-fp16 keeps its convolution weights in half the space, bf16 runs the fp32 graph in another arithmetic, int8 is a
-QDQ graph calibrated on pictures. What an engine really executed is recorded beside what was asked for.
+fp16 keeps its convolution weights in half the space, bf16 runs the fp32 graph in another arithmetic, int8 and int16
+are QDQ graphs calibrated on pictures. What an engine really executed is recorded beside what was asked for.
 """
 
 from __future__ import annotations
@@ -11,29 +11,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
-import numpy as np
 import onnx
 
-from segship.convert import checks, gate, onnx_graph, quantize
-from segship.convert.base import open_base
+from segship.convert import checks, fidelity, gate, int16, layers
+from segship.convert.base import Base, open_base
 from segship.convert.builder import Builder, with_variant
 from segship.convert.calibration import DEFAULT_SUBSET, Calibration, load_calibration, without_overlap
+from segship.convert.judge import Evidence, judge
 from segship.convert.quantize import Activations, Algorithm, BiasCorrection, QuantizeOptions, Weights
 from segship.convert.variants import CheckRow, check_variant
-from segship.datasets import Dataset, open_dataset
+from segship.datasets import Dataset, is_sod, open_dataset, recognise_layout
 from segship.engines import DEFAULT_ENGINE
-from segship.errors import PrecisionMissing, UsageError
+from segship.errors import DatasetError, PrecisionMissing, UsageError
 from segship.inference.precision import canonical_precision
-from segship.inference.predictor import Predictor
-from segship.manifest import Drop, Manifest, Precision, Variant
-from segship.metrics.evaluation import Evaluation, drop_against, evaluate_cases
+from segship.manifest import Precision, Variant
 from segship.package import Package, update_package
 
 Progress = Callable[[int, int, str], None]
 Shape = Literal["static", "dynamic"]
 Preset = Literal["performance", "mixed"]
-OFFERED = ("fp32", "fp16", "bf16", "int8")
-RANKING_IMAGES = 32
+OFFERED = ("fp32", "fp16", "bf16", "int8", "int16")
+CALIBRATED = ("int8", "int16")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,8 +55,9 @@ class CompileResult:
     def as_text(self) -> str:
         lines = [CheckRow.header(), *(row.as_text() for row in self.checks)]
         for record in self.variant.executed:
-            shares = ", ".join(f"{kind} {share:.0%}" for kind, share in record.convolution_share.items())
-            lines.append(f"{record.engine} {record.version} executed {self.variant.precision} as {shares}")
+            lines.append(f"{record.engine} {record.version} executed {self.variant.precision} as {record.text}")
+        if self.variant.precision == "int16":
+            lines.append(f"int16: {int16.MEANING}")
         if self.gate:
             lines += ["tried:", gate.table(self.gate.trials)]
         return "\n".join([*lines, f"{self.package.path}  sha256 {self.package.sha256[:16]}…"])
@@ -87,40 +86,48 @@ def compile_package(
     validate: Dataset | Path | str | None = None,
     split: str | Path | None = None,
     layout: str | None = None,
+    force: bool = False,
     engine: str | None = None,
     engines: Sequence[str] | None = None,
     progress: Progress | None = None,
 ) -> CompileResult:
     """Add ``precision`` (or an alias of it) to a package, in its place or as ``output``.
 
-    int8 needs ``calibrate``: pictures of the training side, see ``load_calibration``; ``calibrate_split`` takes
-    the training side of a data set's split. ``preset`` performance makes activations symmetric, mixed asymmetric,
-    ``activations`` says it outright. ``dynamic_range`` fixes the range of the network's input, in its own units.
-    ``keep_in_float`` names convolutions that stay float32; None keeps the first and the last ones (see
-    ``edge_layers``). ``batches`` are the sizes that are opened and checked; ``shape`` static compiles for exactly
+    int8 and int16 need ``calibrate``: pictures of the training side, see ``load_calibration``; ``calibrate_split``
+    takes the training side of a data set's split. Of int8, ``preset`` performance makes activations symmetric, mixed
+    asymmetric, ``activations`` says it outright; ``dynamic_range`` fixes the range of the network's input, in its own
+    units. ``keep_in_float`` names convolutions that stay float32; None keeps those of ``layers.edge_layers`` in int8
+    and none in int16. ``batches`` are the sizes that are opened and checked; ``shape`` static compiles for exactly
     these at load. ``input_size`` changes the size of a package exported with free height and width.
 
     With ``validate`` the metric's drop against fp32 is measured on ``engine``; with ``max_drop`` the variant must
-    keep to it, see ``gate``. Raises UsageError, PrecisionMissing, InputError, DatasetError (calibration pictures
-    that also stand in the evaluation data), EngineMissing, and BarMissed; on any of them nothing is written.
+    keep to it, see ``gate``. Of a saliency package the maps' distance from fp32's is measured too, and must keep to
+    ``fidelity.LIMIT`` unless ``force``: on the pictures of ``validate`` (a data set, or a folder without masks),
+    else on pictures held out of calibration, else on the golden sample. Raises UsageError, PrecisionMissing,
+    InputError, DatasetError (calibration pictures that also stand in the evaluation data), EngineMissing, and
+    BarMissed; on any of them nothing is written.
     """
     name = _precision(precision)
     _check_arguments(name, calibrate, max_drop, validate, batches, dynamic_range)
     base = open_base(package, input_size=input_size)
+    maps = fidelity.concerns(base.manifest) and name != "fp32"
+    if force and not maps:
+        raise UsageError("--force overrides the limit on a saliency package's masks; here there is none")
     target = Path(output) if output is not None else base.package.path
     checks.check_output(target)
     warnings = list(base.warnings)
     names = checks.checking_engines(engines, name)
-    judge = engine or (DEFAULT_ENGINE if DEFAULT_ENGINE in names else names[0])
-    dataset = validate if validate is None or isinstance(validate, Dataset) else open_dataset(
-        validate, layout, split, num_classes=base.manifest.network.outputs[0].channels
-    )  # fmt: skip
+    engine = engine or (DEFAULT_ENGINE if DEFAULT_ENGINE in names else names[0])
+    given = _validation(validate, layout, split, base, max_drop)
+    dataset = given if isinstance(given, Dataset) else None
     calibration: Calibration | None = None
     options: QuantizeOptions | None = None
-    if name == "int8":
+    if name in CALIBRATED:
         assert calibrate is not None
-        calibration = load_calibration(calibrate, base.manifest.recipe, subset=subset, split=calibrate_split)
-        calibration = without_overlap(calibration, dataset, base.manifest.recipe, drop=calibrate_split is not None)
+        recipe = base.manifest.recipe
+        hold_out = maps and given is None
+        calibration = load_calibration(calibrate, recipe, subset=subset, split=calibrate_split, hold_out=hold_out)
+        calibration = without_overlap(calibration, dataset, recipe, drop=calibrate_split is not None)
         warnings += calibration.warnings
         options = QuantizeOptions(
             weights=weights,
@@ -130,24 +137,59 @@ def compile_package(
             input_range=dynamic_range,
             keep_in_float=_kept(keep_in_float, base.graphs, dynamic_range),
         )
+        options = options if name == "int8" else _int16_options(options, activations, keep_in_float)
     builder = Builder(base, name, calibration, options, progress)
-    result = _judge(builder, dataset, max_drop, judge, progress) if dataset is not None else None
-    if result is not None:
+    pictures = fidelity.choose_pictures(base, given, calibration) if maps else None
+    result: gate.GateResult | None = None
+    if dataset is not None or pictures is not None:
+        evidence = Evidence(dataset=dataset, pictures=pictures, max_drop=max_drop, force=force)
+        result = judge(builder, evidence, engine, progress)
         builder.kept = result.kept_in_float
+        warnings += _doubts(result, name)
     return _finish(builder, target, fold_normalization, tuple(batches), shape, names, result, warnings, progress)
 
 
-def edge_layers(graphs: dict[str, onnx.ModelProto]) -> tuple[str, ...]:
-    """The convolutions that stay float32 unless told otherwise: the first and the last of the graph.
+def _validation(
+    validate: Dataset | Path | str | None,
+    layout: str | None,
+    split: str | Path | None,
+    base: Base,
+    max_drop: float | None,
+) -> Dataset | Path | None:
+    """What ``--validate`` names: a data set, or for a saliency package a folder (or file) of pictures without masks."""
+    if validate is None or isinstance(validate, Dataset):
+        return validate
+    path = Path(validate)
+    if layout is None and base.manifest.metric.scorer == "sod" and is_sod(path):
+        layout = "sod"  # images/ + masks/ is one of its layouts too
+    if layout is None and split is None and fidelity.concerns(base.manifest) and path.exists():
+        try:
+            recognise_layout(path)
+        except DatasetError:
+            if max_drop is not None:
+                raise UsageError(
+                    f"--max-drop needs images with masks, and {path} has none; without it the masks are compared with fp32's"
+                ) from None
+            return path
+    return open_dataset(path, layout, split, num_classes=base.manifest.network.outputs[0].channels)
 
-    Together they are well under 1 % of a network's arithmetic, and their rounding is the one that shows most: the
-    first sees inputs whose grey levels are hardly further apart than int8's steps, the last writes the logits.
-    """
-    found: list[str] = []
-    for graph in graphs.values():
-        names = onnx_graph.convolution_names(graph)
-        found += [name for name in (names[:1] + names[-1:] if len(names) > 4 else []) if name not in found]
-    return tuple(found)
+
+def _doubts(result: gate.GateResult, precision: str) -> list[str]:
+    """What to say of a saliency package's comparison with fp32."""
+    found = result.fidelity
+    if found is None:
+        return []
+    doubts = []
+    if found.forced:
+        doubts.append(
+            f"{precision} masks differ from fp32's by {found.value:.4f} of full scale on average, more than "
+            f"{found.limit:g}; written because of --force"
+        )
+    if found.source == "golden sample":
+        doubts.append(
+            "masks were compared with fp32's on the package's golden sample alone; give pictures with --validate FOLDER"
+        )
+    return doubts
 
 
 def _kept(
@@ -155,9 +197,22 @@ def _kept(
 ) -> tuple[str, ...]:
     if asked is not None:
         return tuple(asked)
-    edges = edge_layers(graphs)
+    edges = layers.edge_layers(graphs)
     # A range for the input means that the input is to be quantised, and so the layer that reads it.
     return edges if dynamic_range is None else edges[1:]
+
+
+def _int16_options(
+    options: QuantizeOptions, activations: Activations | None, keep_in_float: Sequence[str] | None
+) -> QuantizeOptions:
+    """int16 has one definition; UsageError for an option that asks for another."""
+    asked = (options.weights, activations or "symmetric", options.algorithm, options.bias_correction)
+    if asked != ("per-channel", "symmetric", "min-max", "none"):
+        raise UsageError(
+            "int16 is symmetric, per output channel, min-max, without bias correction; "
+            "--weights, --activations, --algorithm and --bias-correction belong to int8"
+        )
+    return QuantizeOptions(activations="symmetric", keep_in_float=tuple(keep_in_float or ()))
 
 
 def _precision(name: str) -> Precision:
@@ -175,10 +230,10 @@ def _check_arguments(
     batches: Sequence[int],
     dynamic_range: tuple[float, float] | None,
 ) -> None:
-    if name == "int8" and calibrate is None:
-        raise UsageError("int8 needs --calibrate with training images (folder, list.txt, array.npz or data set)")
-    if name != "int8" and calibrate is not None:
-        raise UsageError(f"--calibrate belongs to int8; {name} needs no calibration")
+    if name in CALIBRATED and calibrate is None:
+        raise UsageError(f"{name} needs --calibrate with training images (folder, list.txt, array.npz or data set)")
+    if name not in CALIBRATED and calibrate is not None:
+        raise UsageError(f"--calibrate belongs to int8 and int16; {name} needs no calibration")
     if dynamic_range is not None and (name != "int8" or not dynamic_range[0] < dynamic_range[1]):
         raise UsageError("--dynamic-range takes LOW HIGH with LOW below HIGH, and belongs to int8")
     if max_drop is not None and validate is None:
@@ -187,71 +242,6 @@ def _check_arguments(
         raise UsageError(f"--max-drop must be 0 or more, not {max_drop}")
     if not batches or min(batches) < 1:
         raise UsageError("--batch takes sizes of 1 or more, such as 1,4,8")
-
-
-# ------------------------------------------------------------------------------------------------- the gate
-
-
-def _judge(
-    builder: Builder, dataset: Dataset, max_drop: float | None, engine: str, progress: Progress | None
-) -> gate.GateResult:
-    """Measure the drop on one engine; search for layers to put back where it is too large."""
-    hashes = frozenset(builder.calibration.pixel_sha256 if builder.calibration else ())
-    reference = _evaluate(builder.base.manifest, builder.base.files(), "fp32", dataset, engine, hashes, progress)
-
-    def measure(kept: tuple[str, ...]) -> Drop:
-        files = builder.files(builder.graphs(kept))
-        variant = builder.variant(files, shapes="dynamic", batches=builder.base.batches or (1,), engines=(engine,))
-        if builder.base.batches:
-            variant = variant.model_copy(update={"shapes": "static"})
-        manifest = with_variant(builder.base.manifest, variant)
-        found = _evaluate(
-            manifest,
-            {**builder.base.files(), **dict(files.values())},
-            builder.precision,
-            dataset,
-            engine,
-            hashes,
-            progress,
-        )
-        return drop_against(reference, found)
-
-    def rank(kept: tuple[str, ...]) -> dict[str, float]:
-        member = next(iter(builder.base.graphs))
-        assert builder.calibration is not None
-        x = np.stack(quantize.spread_evenly(builder.calibration.inputs, RANKING_IMAGES))
-
-        def logits(layers: tuple[str, ...]) -> np.ndarray:
-            return builder.base.run(builder.graphs(layers)[member], x, engine, "int8")
-
-        expected = builder.base.run(builder.base.graphs[member], x, engine, "fp32")
-        return gate.rank_groups(builder.groups(), logits, expected, kept, progress)
-
-    return gate.search(
-        measure,
-        max_drop,
-        groups=builder.groups(),
-        rank=rank,
-        kept=builder.kept,
-        what=builder.precision,
-        progress=progress,
-    )
-
-
-def _evaluate(
-    manifest: Manifest,
-    files: dict[str, bytes],
-    precision: str,
-    dataset: Dataset,
-    engine: str,
-    calibration: frozenset[str],
-    progress: Progress | None,
-) -> Evaluation:
-    with (
-        checks.temporary_package(manifest, dict(files)) as package,
-        Predictor.open(package, precision=precision, engine=engine, cache_dir=package.path / ".cache") as predictor,
-    ):
-        return evaluate_cases(predictor, dataset, calibration=calibration, progress=progress)
 
 
 # ------------------------------------------------------------------------------------------- check and write
@@ -272,7 +262,7 @@ def _finish(
     files = builder.files(builder.graphs())
     variant = builder.variant(
         files, shapes=shape, batches=base.checked_batches(batches, shape), engines=tuple(engines),
-        drop=judged.drop if judged else None,
+        drop=judged.drop if judged else None, fidelity=judged.fidelity if judged else None,
     )  # fmt: skip
     manifest = with_variant(base.manifest, variant)
     everything = {**base.files(), **dict(files.values())}
@@ -297,7 +287,10 @@ def _finish(
             **builder.calibration.record(),
             "algorithm": builder.options.algorithm,
             "input_range": builder.options.input_range,
+            "held_out": [name for name, _ in builder.calibration.held_out],
         }
+        if builder.precision == "int16":
+            provenance["calibration"]["int16"]["headroom"] = int16.HEADROOM
     # What was measured of an earlier variant of this precision says nothing about this one.
     same = base.manifest.variant(builder.precision)
     if same is None or same.sha256 != variant.sha256:

@@ -7,14 +7,15 @@ Only convolutions matter here, so no transformer handling is asked for. Weights 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from segship.convert import onnx_graph
+from segship.convert import onnx_graph, qdq
+from segship.convert.layers import check_layers
 from segship.errors import EngineMissing, UsageError
 
 if TYPE_CHECKING:
@@ -26,9 +27,13 @@ Algorithm = Literal["min-max", "percentile"]
 BiasCorrection = Literal["fast", "accurate", "none"]
 
 
+FLAT = 0.25
+"""standard deviation of a map with a clear object on 7 % of its pixels; one of less contrast counts as flat"""
+
+
 @dataclass(frozen=True, kw_only=True)
 class QuantizeOptions:
-    """How an int8 graph is made. ``keep_in_float`` names convolutions that stay float32."""
+    """How an int8 or int16 graph is made. ``keep_in_float`` names convolutions that stay float32."""
 
     weights: Weights = "per-channel"
     activations: Activations = "asymmetric"
@@ -64,7 +69,7 @@ def quantize(model: onnx.ModelProto, inputs: np.ndarray, options: QuantizeOption
     Raises EngineMissing when nncf or onnxruntime is not installed, UsageError for a layer that is not there.
     """
     nncf = _nncf()
-    _check_layers(model, options.keep_in_float)
+    check_layers(model, options.keep_in_float)
     dataset = nncf.Dataset(_Samples(inputs), lambda x: {model.graph.input[0].name: x})
     folded = [node.name for node in model.graph.node if node.name.startswith(f"{onnx_graph.NORMALISE}.")]
     ignored = [*options.keep_in_float, *folded]
@@ -87,7 +92,7 @@ def quantize(model: onnx.ModelProto, inputs: np.ndarray, options: QuantizeOption
         quantized = onnx_graph.set_input_range(quantized, low, high)
     elif options.input_range is not None:
         raise UsageError("--dynamic-range has nothing to set: the layer that reads the input stays in float32")
-    return quantized
+    return qdq.round_joined(quantized)
 
 
 def _data_range(model: onnx.ModelProto, inputs: np.ndarray) -> tuple[float, float]:
@@ -130,13 +135,6 @@ def _advanced(nncf: Any, options: QuantizeOptions) -> Any:
     )
 
 
-def _check_layers(model: onnx.ModelProto, names: Iterable[str]) -> None:
-    known = onnx_graph.convolution_names(model)
-    unknown = sorted(set(names) - set(known))
-    if unknown:
-        raise UsageError(f"the network has no convolution '{unknown[0]}'; it has {', '.join(known[:6])} …")
-
-
 def _clean(model: onnx.ModelProto) -> None:
     model.ClearField("metadata_props")
     for node in model.graph.node:
@@ -145,18 +143,15 @@ def _clean(model: onnx.ModelProto) -> None:
     model.graph.ClearField("value_info")
 
 
-def layer_groups(model: onnx.ModelProto) -> dict[str, tuple[str, ...]]:
-    """Convolutions grouped by block, in graph order: 'conv0_0' holds 'conv0_0.conv1' and 'conv0_0.conv2'."""
-    groups: dict[str, list[str]] = {}
-    for name in onnx_graph.convolution_names(model):
-        groups.setdefault(name.rsplit(".", 1)[0], []).append(name)
-    return {group: tuple(names) for group, names in groups.items()}
+def relative_error(values: np.ndarray, reference: np.ndarray, *, probabilities: bool = False) -> float:
+    """Root mean square difference as a share of the reference's standard deviation.
 
-
-def relative_error(logits: np.ndarray, reference: np.ndarray) -> float:
-    """Root mean square difference as a share of the reference's standard deviation."""
-    spread = float(np.std(reference, dtype=np.float64)) or 1.0
-    return float(np.sqrt(np.mean(np.square(logits.astype(np.float64) - reference)))) / spread
+    ``probabilities``: 0..1 is what such an output may span, so a nearly constant map (all but saturated) is measured
+    against ``FLAT`` of it; its own tiny spread would turn rounding in the last digit into a large error.
+    """
+    spread = float(np.std(reference, dtype=np.float64))
+    spread = max(spread, FLAT) if probabilities else spread or 1.0
+    return float(np.sqrt(np.mean(np.square(values.astype(np.float64) - reference)))) / spread
 
 
 def spread_evenly(items: Sequence[Any] | np.ndarray, count: int) -> list[Any]:

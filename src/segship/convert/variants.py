@@ -33,7 +33,7 @@ class CheckRow:
     batch: int
     max_abs: float
     relative_error: float
-    """root mean square difference as a share of the fp32 logits' standard deviation"""
+    """root mean square difference as a share of the fp32 output's standard deviation (see quantize.relative_error)"""
     allowed: float
     """on ``relative_error``"""
     warning: str = ""
@@ -67,7 +67,7 @@ def check_variant(
     """Rows for each engine and batch, and what each engine executed. Raises BarMissed, EngineError.
 
     The bound is the engine's tolerance for the precision, on the root mean square difference relative to the
-    fp32 logits' standard deviation. An int8 variant that equals fp32 is a failure too: nothing was quantised.
+    standard deviation of fp32's output. An integer variant that equals fp32 is a failure too: nothing was quantised.
     """
     variant = manifest.variant(precision)
     assert variant is not None
@@ -86,11 +86,11 @@ def check_variant(
     if failed:
         worst = max(failed, key=lambda row: row.relative_error)
         raise BarMissed(
-            f"{precision} on {worst.engine}, batch {worst.batch}: the logits differ from fp32 by {worst.relative_error:.3g} of "
+            f"{precision} on {worst.engine}, batch {worst.batch}: the network's output differs from fp32's by {worst.relative_error:.3g} of "
             f"their spread where {worst.allowed:.3g} is allowed; nothing was written"
         )
-    if precision == "int8" and any(row.max_abs == 0 for row in rows):
-        raise BarMissed("int8 gives exactly the answers of fp32, so nothing was quantised; nothing was written")
+    if precision in ("int8", "int16") and any(row.max_abs == 0 for row in rows):
+        raise BarMissed(f"{precision} gives exactly the answers of fp32, so nothing was quantised; nothing was written")
     return rows, executed
 
 
@@ -130,6 +130,7 @@ def _on_engine(
     assert variant is not None
     graph = package.graph_path(precision, manifest.network.members[0])
     allowed = get_engine(engine).TOLERANCE[precision]
+    probabilities = manifest.network.outputs[0].values == "probabilities"
     rows: list[CheckRow] = []
     session = None
     record: Executed | None = None
@@ -149,7 +150,7 @@ def _on_engine(
                     engine=engine,
                     batch=batch,
                     max_abs=float(np.abs(got - wanted).max()),
-                    relative_error=relative_error(got, wanted),
+                    relative_error=relative_error(got, wanted, probabilities=probabilities),
                     allowed=allowed,
                 )
             )

@@ -120,7 +120,20 @@ def convolution_share(measured: Iterable[tuple[str, float]]) -> dict[str, float]
     return {kind: round(share, 6) for kind, share in sorted(sums.items(), key=lambda item: -item[1])}
 
 
-def executed_record(session: Session, share: Mapping[str, float], evidence: Literal["profile", "settings"]) -> Executed:
+def executed_record(
+    session: Session,
+    share: Mapping[str, float],
+    evidence: Literal["profile", "settings"],
+    *,
+    rounds_activations: bool = False,
+) -> Executed:
+    """``rounds_activations``: of int16, whether the engine's own graph still rounds what flows between layers.
+
+    The weights of an int16 graph are whole numbers of 16 bits in its file, so every engine has them rounded.
+    """
+    rounding: Literal["activations and weights", "weights"] | None = None
+    if session.options.precision == "int16":
+        rounding = "activations and weights" if rounds_activations else "weights"
     return Executed(
         engine=session.engine,
         version=session.version,
@@ -128,4 +141,5 @@ def executed_record(session: Session, share: Mapping[str, float], evidence: Lite
         processor=processor().label,
         convolution_share=dict(share),
         evidence=evidence,
+        rounding=rounding,
     )

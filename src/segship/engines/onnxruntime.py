@@ -238,7 +238,8 @@ class OnnxRuntimeSession:
         if not measured:
             # A provider that takes the whole graph (TensorRT, CANN) shows no layers: nothing to claim.
             return common.executed_record(self, {"unknown": 1.0}, "settings")
-        return common.executed_record(self, common.convolution_share(measured), "profile")
+        rounds = any(event.get("args", {}).get("op_name") == "QuantizeLinear" for event in events)
+        return common.executed_record(self, common.convolution_share(measured), "profile", rounds_activations=rounds)
 
     def close(self) -> None:
         self._session = None

@@ -268,9 +268,10 @@ class OpenVinoSession:
         for _ in range(2):
             _infer(request, x)
         measured = _convolution_times(request.profiling_info)
+        rounds = _rounds_activations(compiled)
         if not measured:
-            return common.executed_record(self, {self._hint: 1.0}, "settings")
-        return common.executed_record(self, common.convolution_share(measured), "profile")
+            return common.executed_record(self, {self._hint: 1.0}, "settings", rounds_activations=rounds)
+        return common.executed_record(self, common.convolution_share(measured), "profile", rounds_activations=rounds)
 
     def close(self) -> None:
         self._open = False
@@ -308,6 +309,12 @@ def _convolution_times(profile: Any) -> list[tuple[str, float]]:
             kind = layer.exec_type.rsplit("_", 1)[-1].lower()
             rows.append((_KINDS.get(kind, kind), layer.real_time.total_seconds()))
     return rows
+
+
+def _rounds_activations(compiled: Any) -> bool:
+    """Is a rounding left in the graph that runs? The processor plugin drops those of 65536 levels."""
+    layers = (node.get_rt_info() for node in compiled.get_runtime_model().get_ops())
+    return any("FakeQuantize" in str(info["layerType"].value) for info in layers if "layerType" in info)
 
 
 def _cache_folder(graph: Path, options: SessionOptions, version: str) -> Path | None:

@@ -146,7 +146,9 @@ class PyTorchSession:
         self._infer(x, observe)
         if not measured:
             return common.executed_record(self, {"unknown": 1.0}, "settings")  # no convolution in it
-        return common.executed_record(self, common.convolution_share(measured), "profile")
+        assert self._program is not None  # it has just run
+        rounds = "QuantizeLinear" in self._program.operators
+        return common.executed_record(self, common.convolution_share(measured), "profile", rounds_activations=rounds)
 
     def close(self) -> None:
         self._program = None

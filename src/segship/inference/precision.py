@@ -7,7 +7,7 @@ from typing import get_args
 
 from segship.engines import get_engine
 from segship.errors import PrecisionMissing, UsageError
-from segship.manifest import Manifest, Precision
+from segship.manifest import Manifest, Precision, Variant
 
 PRECISIONS: tuple[str, ...] = get_args(Precision)
 PRECISION_ALIASES = {
@@ -81,15 +81,24 @@ def _automatic(manifest: Manifest, engine: str, device: str, max_drop: float) ->
             passed_over.append(f"{precision}: not run by {engine}")
         elif precision not in native:
             passed_over.append(f"{precision}: this {device} does not compute in it")
-        elif variant.drop is None:
+        elif (loss := _known_loss(manifest, variant)) is None:
             passed_over.append(f"{precision}: its accuracy was never measured")
-        elif variant.drop.drop > max_drop:
-            passed_over.append(f"{precision}: loses {variant.drop.drop:.4f} {variant.drop.metric}, allowed {max_drop}")
+        elif loss[0] > max_drop:
+            passed_over.append(f"{precision}: {loss[1]}, allowed {max_drop}")
         else:
-            drop = variant.drop
-            return Choice(
-                precision=precision,
-                reason=f"fastest within budget: loses {drop.drop:.4f} {drop.metric} on {drop.cases} cases, allowed {max_drop}",
-            )
+            return Choice(precision=precision, reason=f"fastest within budget: {loss[1]}, allowed {max_drop}")
+    if manifest.variant("int16") is not None:
+        passed_over.append("int16: for accuracy and file size, not faster than fp32")
     why = "; ".join(passed_over) if passed_over else "the package has no faster variant"
     return Choice(precision="fp32", reason=why)
+
+
+def _known_loss(manifest: Manifest, variant: Variant) -> tuple[float, str] | None:
+    """What a variant loses of the package's own metric, at most, and how that is known; None where it is not."""
+    drop, fidelity = variant.drop, variant.fidelity
+    if drop is not None:
+        return drop.drop, f"loses {drop.drop:.4f} {drop.metric} on {drop.cases} cases"
+    if fidelity is not None and manifest.metric.name == "MAE":
+        # the distance of two maps is the most that their MAE against anything can differ by
+        return fidelity.value, f"masks differ from fp32's by {fidelity.value:.4f} on {fidelity.pictures} pictures"
+    return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from segship.manifest import Variant
+from segship.manifest import Executed, Fidelity, Variant
 from segship.package import Package
 
 
@@ -66,6 +66,7 @@ def describe_text(package: Package) -> str:
         lines.append(
             f"  {variant['precision']:<8} {_megabytes(variant['bytes']):>8}  {_executed_text(variant):<32} {_drop_text(variant)}"
         )
+        lines += [f"{'':<21}{text}" for text in _further(variant)]
     if about["accuracy"]:
         lines += ["", "  accuracy, as measured"]
         lines += [f"  {_accuracy_text(record)}" for record in about["accuracy"]]
@@ -89,17 +90,27 @@ def _decision_text(decode: dict[str, Any]) -> str:
 
 
 def _executed_text(variant: dict[str, Any]) -> str:
-    shares = []
-    for record in variant.get("executed", [])[:1]:
-        parts = sorted(record["convolution_share"].items(), key=lambda item: -item[1])
-        shares.append(f"{record['engine']}: " + " ".join(f"{kind} {share:.0%}" for kind, share in parts))
-    return "; ".join(shares) or "not measured"
+    return next(iter(_executed(variant)), "not measured")
+
+
+def _executed(variant: dict[str, Any]) -> list[str]:
+    """What ran, a text for each engine that it was checked on."""
+    records = [Executed.model_validate(record) for record in variant.get("executed", ())]
+    return [f"{record.engine}: {record.text}" for record in records]
+
+
+def _further(variant: dict[str, Any]) -> list[str]:
+    """Of int16, what the other engines round, because they differ; of a saliency map, how far it is from fp32's."""
+    found = _executed(variant)[1:] if variant["precision"] == "int16" else []
+    if variant.get("fidelity"):
+        found.append(Fidelity.model_validate(variant["fidelity"]).text)
+    return found
 
 
 def _drop_text(variant: dict[str, Any]) -> str:
     drop = variant.get("drop")
     if not drop:
-        return "" if variant["precision"] == "fp32" else "not measured"
+        return "" if variant["precision"] == "fp32" or variant.get("fidelity") else "not measured"
     low, high = drop["interval95"]
     return f"{drop['metric']} {drop['value']:.4f}, drop {drop['drop']:+.4f} [{low:+.4f}, {high:+.4f}] over {drop['cases']} cases"
 

@@ -104,10 +104,7 @@ class BenchmarkResult:
 
 def executed_text(executed: Executed | None) -> str:
     """'i8 97 % f32 3 %' of convolution time."""
-    if executed is None:
-        return "not measured"
-    parts = sorted(executed.convolution_share.items(), key=lambda item: -item[1])
-    return " ".join(f"{kind} {share:.0%}" for kind, share in parts)
+    return "not measured" if executed is None else executed.text
 
 
 def _time_lines(row: Row) -> list[list[str]]:

@@ -124,6 +124,11 @@ class Program:
         # whole numbers are shapes and indices: they stay with the processor, which reads them
         return value if value is None or not value.is_floating_point() else value.to(self._device)
 
+    @property
+    def operators(self) -> set[str]:
+        """What a run executes; what depends on constants alone was computed before."""
+        return {step.op for step in self._steps}
+
     @torch.inference_mode()
     def run(self, x: Tensor, observe: Observer | None = None) -> list[Tensor]:
         """One tensor per graph output, in whatever type it was computed."""
