@@ -6,11 +6,14 @@ import asyncio
 import struct
 import zlib
 
+import cv2
+import numpy as np
 import pytest
 import stub_engine
 from serving import Server, png
 
 from segship.errors import UsageError
+from segship.serve import memory
 from segship.serve.options import ServeOptions
 
 PICTURE = png(1)
@@ -182,6 +185,21 @@ def test_matting_has_a_limit_of_its_own(predictor):
         assert "matting is limited" in said(server.ask("POST", "/v1/predict", files=FILE, data=fields), 413)
 
 
+def test_a_large_picture_s_memory_goes_back_to_the_system(predictor, monkeypatch):
+    returned = []
+    monkeypatch.setattr(memory, "_trim", lambda: returned.append)
+    with Server(predictor) as server:
+        assert server.ask("POST", "/v1/predict", files=FILE).status_code == 200
+        assert returned == []
+        large = cv2.imencode(".png", np.zeros((2000, 2000, 3), np.uint8))[1].tobytes()
+        assert server.ask("POST", "/v1/predict", files={"file": ("a.png", large)}).status_code == 200
+        assert returned == [0]
+
+
+def test_giving_memory_back_works_or_does_nothing():
+    memory.give_back()
+
+
 # -------------------------------------------------------------------------------------------- who may ask
 
 
@@ -195,7 +213,7 @@ def test_loopback_answers_to_its_own_names_only(predictor, name):
 
 @pytest.mark.parametrize("name", ["127.0.0.1:8000", "localhost", "[::1]:8000", "box.lan", "LOCALHOST:1"])
 def test_names_that_are_known(predictor, name):
-    with Server(predictor, allow_hosts=("box.lan",)) as server:
+    with Server(predictor, allow_hosts=("Box.lan",)) as server:
         assert server.ask("GET", "/healthz", headers={"host": name}).status_code == 200
 
 
@@ -206,7 +224,7 @@ def test_a_server_for_others_answers_to_any_name(predictor):
 
 def test_other_pages_may_not_call(predictor):
     with Server(predictor) as server:
-        for origin in ("http://evil.example", "null", "http://127.0.0.1:9999"):
+        for origin in ("http://evil.example", "null", "http://127.0.0.1:9999", "http://[", "127.0.0.1:8000"):
             answer = server.ask("POST", "/v1/predict", files=FILE, headers={"origin": origin})
             assert "may not call this server" in said(answer, 403)
             assert "access-control-allow-origin" not in answer.headers

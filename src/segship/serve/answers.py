@@ -19,6 +19,7 @@ from segship.inference.cutout import check
 from segship.inference.options import STYLES, OutputOptions, parse_color
 from segship.inference.prediction import Prediction
 from segship.manifest import Recipe, Saliency
+from segship.serve import memory
 from segship.serve.fields import Field
 from segship.serve.jobs import Done
 from segship.serve.refused import Refused
@@ -113,14 +114,14 @@ def wanted_by_predict(values: Mapping[str, Any], files: Mapping[str, bytes], ser
     """Raises Refused and UsageError for what this package cannot give, before any work is done."""
     output = values["output"]
     taken = ("threshold", "clean_mask", "rgb_mask", "matting", "foreground_threshold", "background_threshold", "erode")
-    background = _background(values["background"], files, "background", service)
+    background = _background(values["background"], files, "background")
     options = OutputOptions(
         kind=output if output in PICTURES else "mask",
         background=background,
         cutout_style=values["cutout_style"],
         **{name: values[name] for name in taken},
     )
-    _check(options, service)
+    check(service.predictor.manifest, options)
     return Wanted(output=output, options=options, label=_label(values["label"], service))
 
 
@@ -134,7 +135,7 @@ def wanted_by_remove(values: Mapping[str, Any], files: Mapping[str, bytes], serv
             400, f"this server has no model '{values['model'][:40]}', it runs '{service.name}'",
             "leave the field 'model' out, or start another server with that model's package",
         )  # fmt: skip
-    color = _background(values["bgc"], {}, "bgc", service)
+    color = _background(values["bgc"], {}, "bgc")
     options = OutputOptions(
         kind="mask" if values["om"] else "cutout" if color is None else "composite",
         matting=values["a"] and not values["om"],
@@ -145,7 +146,7 @@ def wanted_by_remove(values: Mapping[str, Any], files: Mapping[str, bytes], serv
         background=None if values["om"] else color,
         cutout_style=values["cutout_style"],
     )
-    _check(options, service)
+    check(service.predictor.manifest, options)
     return Wanted(output=options.kind, options=options)
 
 
@@ -159,16 +160,9 @@ def possible_outputs(recipe: Recipe) -> list[str]:
     return found
 
 
-def _check(options: OutputOptions, service: Service) -> None:
-    check(service.predictor.manifest, options)
-    if options.kind == "composite":
-        _ = options.backdrop  # a broken picture shows now
-
-
-def _background(word: str | None, files: Mapping[str, bytes], name: str, service: Service) -> Any:
+def _background(word: str | None, files: Mapping[str, bytes], name: str) -> Any:
     """A colour as numbers or a picture's bytes, never a word that could be taken for a path."""
     if name in files:
-        _check_pixels(files[name], "the background", service.options.max_pixels)
         return files[name]
     if word is None:
         return None
@@ -198,6 +192,16 @@ def answer(service: Service, data: bytes, wanted: Wanted) -> Answer:
             413, f"matting is limited to {service.options.max_matting_pixels:,} pixels, the picture has {pixels:,}",
             "send a smaller one, leave matting out, or start the server with a larger --max-matting-pixels",
         )  # fmt: skip
+    if isinstance(wanted.options.background, bytes):
+        pixels = max(pixels, _check_pixels(wanted.options.background, "the background", service.options.max_pixels))
+    try:
+        return _predict(service, data, wanted)
+    finally:
+        if pixels >= memory.WORTH_PIXELS:
+            memory.give_back()
+
+
+def _predict(service: Service, data: bytes, wanted: Wanted) -> Answer:
     found = service.predictor(service.predictor.read(data, "the picture"))
     if wanted.output in PICTURES:
         rendered = found.render(wanted.options)

@@ -75,7 +75,7 @@ def _check_request(scope: Scope, options: ServeOptions) -> None:
     headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
     host = headers.get(b"host", "")
     name = _host_name(host)
-    if options.loopback and name not in (*LOOPBACK_NAMES, *options.allow_hosts):
+    if options.loopback and name not in (*LOOPBACK_NAMES, *map(str.lower, options.allow_hosts)):
         # A page elsewhere whose name was made to point here (DNS rebinding) shows itself by this header.
         raise Refused(
             421, f"this server does not answer to the name '{name[:80]}'",
@@ -97,7 +97,10 @@ def _host_name(host: str) -> str:
 
 
 def _same_origin(origin: str, host: str) -> bool:
-    return urlsplit(origin).netloc == host if "://" in origin else False
+    try:
+        return "://" in origin and urlsplit(origin).netloc == host
+    except ValueError:
+        return False
 
 
 class _Exchange:
@@ -111,7 +114,6 @@ class _Exchange:
         self._linger_bytes = 2 * options.max_bytes
         self._jobs = jobs
         names = {name for name, _ in scope["headers"]}
-        self._scope = scope
         self._unread = bool(names & {b"content-length", b"transfer-encoding"})
         self._asked = b"expect" not in names  # with `Expect: 100-continue` the body comes only when it is asked for
 

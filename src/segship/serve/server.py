@@ -24,7 +24,7 @@ _log = logging.getLogger(__name__)
 
 HEADER_BYTES = 32 * 1024
 KEEP_ALIVE_SECONDS = 5
-MAX_CONNECTIONS = 1000
+MAX_CONNECTIONS = 500
 """uvicorn's own backstop; the queue answers long before"""
 
 GARBAGE = (700, 10, 10)
