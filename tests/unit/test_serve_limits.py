@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import struct
 import zlib
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -15,6 +16,7 @@ from serving import Server, png
 from segship.errors import UsageError
 from segship.serve import memory
 from segship.serve.options import ServeOptions
+from segship.serve.service import Service
 
 PICTURE = png(1)
 FILE = {"file": ("a.png", PICTURE, "image/png")}
@@ -260,6 +262,12 @@ def test_header_lines_are_counted(predictor):
 def test_options_that_cannot_work(wrong):
     with pytest.raises(UsageError):
         ServeOptions(**wrong)
+
+
+def test_a_package_of_volumes_is_refused():
+    about = SimpleNamespace(name="brain", input=SimpleNamespace(kind="volume"))
+    with pytest.raises(UsageError, match="takes volumes"):
+        Service(SimpleNamespace(manifest=about), ServeOptions())
 
 
 @pytest.mark.parametrize(
