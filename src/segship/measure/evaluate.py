@@ -124,7 +124,7 @@ class EvaluateResult:
             lines.append(scorer.table(first.metrics))
         else:
             rows = [
-                [name, *(f"{v.evaluation.metrics[name]:.4f}" for v in self.variants), scorer.METRICS.get(name, "")]
+                [name, *(f"{v.evaluation.metrics[name]:.4f}" for v in self.variants), scorer.explain(name)]
                 for name in first.metrics
             ]
             lines.append(columns(["", *(v.precision for v in self.variants), ""], rows))
@@ -338,9 +338,11 @@ def _csv(variant: VariantScore) -> str:
 
 
 def _drop_line(found: Evaluation, drop: Drop) -> str:
-    low, high = drop.interval95
-    what = f"{drop.metric} drop against fp32" if found.higher_is_better else f"{drop.metric} worse than fp32 by"
+    what, digits = f"{drop.metric} drop against fp32", 4
+    if not found.higher_is_better:  # errors are small numbers
+        what, digits = f"{drop.metric} worse than fp32 by", 5
+    value, low, high, worst = (f"{n:+.{digits}f}" for n in (drop.drop, *drop.interval95, drop.worst_drop))
     return (
-        f"{found.precision}: {what} {drop.drop:+.4f} (95 % interval {low:+.4f} to {high:+.4f}, paired bootstrap over "
-        f"{drop.cases} cases); worst case {drop.worst_case}: {drop.worst_drop:+.4f}"
+        f"{found.precision}: {what} {value} (95 % interval {low} to {high}, paired bootstrap over {drop.cases} cases); "
+        f"worst case {drop.worst_case}: {worst}"
     )

@@ -4,6 +4,7 @@
     DEFAULT: str                                  the field's own number
     score_case(prediction, case) -> CaseScore     one case: inference.prediction.Prediction, datasets.Case
     summarise(scores) -> dict[str, float]         the numbers over all cases
+    explain(name) -> str                          what a number is; also of numbers beyond METRICS (one a class)
     table(values, names=None) -> str              those numbers as lines for the terminal
     mean_curves(scores) -> dict[str, array]       optional: curves over all cases
     notes(scores) -> tuple[str, ...]              optional: what was done to answers before they were scored

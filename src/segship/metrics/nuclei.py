@@ -141,11 +141,14 @@ def table(values: dict[str, float], names: Iterable[str] | None = None) -> str:
     """Lines ``name  value  what it is`` for the terminal."""
     chosen = list(values if names is None else names)
     width = max((len(name) for name in chosen), default=0)
-    lines = [f"{name:<{width}}  {values[name]:.4f}  {METRICS.get(name, _explain(name))}".rstrip() for name in chosen]
+    lines = [f"{name:<{width}}  {values[name]:.4f}  {explain(name)}".rstrip() for name in chosen]
     return "\n".join(lines)
 
 
-def _explain(name: str) -> str:
+def explain(name: str) -> str:
+    """What a number is, in one line; "" for a name that is not known."""
+    if name in METRICS:
+        return METRICS[name]
     if name.startswith("iou-class"):
         return f"iou of class {name.removeprefix('iou-class')} alone"
     return "Dice per image on the input's own grid, then the mean over images" if name == "dice-full" else ""

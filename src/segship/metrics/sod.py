@@ -344,8 +344,13 @@ def notes(scores: Sequence[CaseScore]) -> tuple[str, ...]:
     )
 
 
+def explain(name: str) -> str:
+    """What a number is, in one line; "" for a name that is not known."""
+    return METRICS.get(name, "")
+
+
 def table(values: dict[str, float], names: Iterable[str] | None = None) -> str:
     """Lines ``name  value  what it is`` for the terminal."""
     chosen = list(values if names is None else names)
     width = max((len(name) for name in chosen), default=0)
-    return "\n".join(f"{name:<{width}}  {values[name]:7.4f}  {METRICS.get(name, '')}".rstrip() for name in chosen)
+    return "\n".join(f"{name:<{width}}  {values[name]:7.4f}  {explain(name)}".rstrip() for name in chosen)
