@@ -111,7 +111,7 @@ def load(checkpoint: Checkpoint, options: Mapping[str, OptionValue], *, force: b
 
 def tiny() -> Source:
     """A narrow network of the same shape (112 blocks) with seeded weights at 64×64, for tests that run every engine."""
-    network = U2NET(3, 1, all_outputs=False, widths=uniform(4, 8))
+    network = U2NET(3, 1, all_outputs=False, widths=uniform(8, 16))
     generator = torch.Generator().manual_seed(29)
     state = {}
     for key, value in network.state_dict().items():
