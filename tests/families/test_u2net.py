@@ -15,7 +15,7 @@ from PIL import Image as Pil
 from segship.errors import SourceError, UnknownSource, UnsafePickle, UsageError
 from segship.families import all_options, load_source, parse_options, u2net
 from segship.families.u2net import tiny
-from segship.families.u2net_recipe import RECIPES, build_chain, build_recipe
+from segship.families.u2net_recipe import RECIPES, RESTORES, build_chain, build_recipe
 from segship.inference.images import read_image
 from segship.inference.prediction import decode
 from segship.inference.preprocess import prepare
@@ -203,7 +203,7 @@ def test_the_demos_constants_stand_the_other_way_round() -> None:
         ("custom", {"normalization": "rgb", "mean": "0,0,0"}, "--normalization names constants"),
         ("custom", {"mean": "0,0"}, "--mean needs 3"),
         ("custom", {"std": "1,0,1"}, "--std needs 3 positive"),
-        ("custom", {"restore": "skimage:linear"}, "--restore skimage:linear"),
+        ("custom", {"restore": "skimage:linear"}, "--restore must be one of"),
         ("upstream", {"min_max": "maybe"}, "--min-max must be one of"),
     ],
 )
@@ -373,6 +373,15 @@ def test_values_are_cut_not_rounded() -> None:
     d0[0, :4] = (1.0, 0.999, 254.99 / 255, 0.5)
     found = mask_of(recipe(), d0).on_grid("network").saliency
     assert found[0, :4].tolist() == [255, 254, 254, 127]
+
+
+@pytest.mark.parametrize("method", RESTORES)
+def test_a_mask_comes_back_in_grey_levels_by_every_method(method: str) -> None:
+    d0 = np.zeros((64, 64))
+    d0[16:48] = 1.0
+    found = mask_of(recipe("custom", restore=method), d0, 97, 33).saliency
+    assert (found.dtype, found.shape) == (np.uint8, (97, 33))
+    assert (found.min(), found.max()) == (0, 255)
 
 
 def test_labels_are_the_map_above_one_half() -> None:

@@ -20,6 +20,7 @@ from segship.families.u2net_recipe import (
     METHODS,
     NORMALIZATIONS,
     RECIPES,
+    RESTORES,
     build_chain,
     build_recipe,
     choose_recipe,
@@ -58,7 +59,7 @@ OPTIONS = (
         help="U²-Net: stretch each picture's map to 0..1 (default yes, as all originals do)",
     ),
     Option(name="resize", kind="choice", choices=METHODS, help="U²-Net, recipe custom: resize before the network"),
-    Option(name="restore", kind="choice", choices=METHODS, help="U²-Net, recipe custom: resize of the mask"),
+    Option(name="restore", kind="choice", choices=RESTORES, help="U²-Net, recipe custom: resize of the mask"),
     Option(
         name="polarity", kind="choice", choices=("as-is", "inverted"),
         help="U²-Net, recipe custom: the map, or 1 minus it",

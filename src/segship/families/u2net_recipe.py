@@ -39,6 +39,8 @@ from segship.manifest import (
 
 RECIPES = ("upstream", "upstream-0.14", "rembg", "portrait", "custom")
 METHODS: tuple[str, ...] = get_args(ImageResize)
+RESTORES = tuple(method for method in METHODS if not method.startswith("skimage:"))
+"""what enlarges a finished mask; scikit-image's rules darken its border"""
 NORMALIZATIONS = ("rgb", "portrait-demo")
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -91,10 +93,6 @@ def build_chain(recipe: str, options: Mapping[str, OptionValue], classes: int) -
     normalization = str(options.get("normalization") or "rgb")
     if "normalization" in given and given & {"mean", "std"}:
         raise UsageError("--normalization names constants, and so do --mean and --std; give one or the other")
-    if restore.startswith("skimage:"):
-        raise UsageError(
-            f"--restore {restore}: masks are enlarged by opencv, pillow or torch methods; use pillow:bilinear"
-        )
     # The portrait demo feeds RGB with upstream's constants in BGR order.
     step = -1 if normalization == "portrait-demo" else 1
     chain = Chain(

@@ -344,4 +344,7 @@ def restore(planes: np.ndarray, frame: Frame, method: str) -> np.ndarray:
 
 def _resize_planes(planes: np.ndarray, size: Size, method: str) -> np.ndarray:
     # One plane at a time: OpenCV's last bits differ with the number of channels.
-    return np.stack([resize(plane[..., None], size, method)[..., 0] for plane in planes])
+    out = np.stack([resize(plane[..., None], size, method)[..., 0] for plane in planes])
+    if planes.dtype == np.uint8 and out.dtype != np.uint8:  # a finished map stays in grey levels
+        return np.clip(np.rint(out), 0, 255).astype(np.uint8)
+    return out
