@@ -6,8 +6,8 @@
     result.labels                      # (H, W), on the input's own grid
     result.save("cell_mask.png")
 
-Every verb of the command line is a function of the same name; what it needs is imported when it is called,
-so ``import segship`` is quick and brings no training framework with it.
+Every verb of the command line but `serve` is a function of the same name; what it needs is imported when it is
+called, so ``import segship`` is quick and brings no training framework with it.
 """
 
 from __future__ import annotations
@@ -21,13 +21,19 @@ from segship.errors import SegshipError
 if TYPE_CHECKING:
     from segship.convert.export import export
     from segship.convert.precision import compile_package as compile
+    from segship.engines.doctor import as_dict as doctor
+    from segship.inference.options import OutputOptions
+    from segship.inference.outputs import PredictOptions
+    from segship.inference.prediction import Prediction
     from segship.inference.predictor import Predictor
     from segship.inference.verify import verify_package as verify
     from segship.measure.benchmark import benchmark
     from segship.measure.evaluate import evaluate
     from segship.measure.report import report
+    from segship.metrics.files import score_files as score
     from segship.package import Package, open_package
-    from segship.workflow import run
+    from segship.verbs import inspect, predict, prepare, train
+    from segship.workflow import RunOptions, run
 
     load = Predictor.open
 
@@ -35,6 +41,10 @@ _LAZY = {
     "load": "segship.inference.predictor:Predictor.open",
     "Predictor": "segship.inference.predictor:Predictor",
     "Package": "segship.package:Package",
+    "Prediction": "segship.inference.prediction:Prediction",
+    "PredictOptions": "segship.inference.outputs:PredictOptions",
+    "OutputOptions": "segship.inference.options:OutputOptions",
+    "RunOptions": "segship.workflow:RunOptions",
     "open_package": "segship.package:open_package",
     "export": "segship.convert.export:export",
     "compile": "segship.convert.precision:compile_package",
@@ -43,20 +53,36 @@ _LAZY = {
     "report": "segship.measure.report:report",
     "verify": "segship.inference.verify:verify_package",
     "run": "segship.workflow:run",
+    "predict": "segship.verbs:predict",
+    "score": "segship.metrics.files:score_files",
+    "inspect": "segship.verbs:inspect",
+    "doctor": "segship.engines.doctor:as_dict",
+    "prepare": "segship.verbs:prepare",
+    "train": "segship.verbs:train",
 }
 
 __all__ = [
+    "OutputOptions",
     "Package",
+    "PredictOptions",
+    "Prediction",
     "Predictor",
+    "RunOptions",
     "SegshipError",
     "benchmark",
     "compile",
+    "doctor",
     "evaluate",
     "export",
+    "inspect",
     "load",
     "open_package",
+    "predict",
+    "prepare",
     "report",
     "run",
+    "score",
+    "train",
     "verify",
 ]
 

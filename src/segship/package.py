@@ -136,6 +136,10 @@ class _ZipStore:
             self.zip = zipfile.ZipFile(path)
         except (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError) as error:
             raise PackageError(f"{path} is not a .segship package ({error}); make one with `segship export`") from None
+        if any(name.endswith(("/data.pkl", "/constants.pkl")) for name in self.zip.namelist()):
+            raise PackageError(
+                f"{path} is a PyTorch file, not a package; `segship export {path} -o net.segship` makes one"
+            )
         total = 0
         for info in self.zip.infolist():
             if not _NAME.match(info.filename):
@@ -253,7 +257,10 @@ class Package:
         names = store.names()
         for needed in (MANIFEST, PROVENANCE, SUMS):
             if needed not in names:
-                raise PackageError(f"{path}: {needed} is missing; this is not a .segship package, or it is incomplete")
+                raise PackageError(
+                    f"{path}: {needed} is missing; this is no .segship package (`segship export` makes one of a "
+                    "checkpoint), or an incomplete one: fetch it again"
+                )
         sums = _read_stored(store, path, SUMS)
         self.sha256 = sha256_bytes(sums)
         self._sums = _parse_sums(path, sums)

@@ -18,6 +18,7 @@ from typing import Any
 from segship.datasets import Case, Dataset, divide_by_pixels, open_dataset, recognise_layout
 from segship.engines import get_engine
 from segship.errors import DatasetError, OutputError, PrecisionMissing, SegshipError, UsageError
+from segship.inference.images import find_inputs
 from segship.inference.writers import write_bytes
 from segship.measure import rundir
 from segship.package import Package, dump_json, open_package, sha256_file
@@ -156,6 +157,7 @@ def _divide(options: RunOptions, folder: _Folder, say: Say) -> tuple[Dataset | N
     except DatasetError:
         if options.split or not options.data.is_dir():
             raise
+        find_inputs([options.data])  # an empty folder is said now, not after the export
         return None, options.calibrate, ["the data has no masks that segship reads: accuracy was not measured"]
     whole = open_dataset(options.data, layout, options.split)
     if options.calibrate is not None:

@@ -104,6 +104,71 @@ def test_a_checkpoint_that_is_none(segship, tmp_path, content):
     assert "net.pth" in outcome.error
 
 
+@pytest.mark.parametrize("verb", ["predict", "inspect", "verify"])
+def test_a_checkpoint_where_a_package_belongs(segship, tmp_path, verb):
+    torch = pytest.importorskip("torch")
+    torch.save({"layer.weight": torch.zeros(3, 3)}, tmp_path / "net.pth")
+    further = [write_pictures(tmp_path / "in", 1)[0], "-o", tmp_path / "out"] if verb == "predict" else []
+    outcome = segship(verb, tmp_path / "net.pth", *further)
+    assert outcome.code == 1
+    assert "PyTorch file" in outcome.error
+    assert "segship export" in outcome.error
+
+
+def test_a_run_folder_where_a_package_belongs(segship, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "model.pth").write_bytes(b"x")
+    outcome = segship("inspect", tmp_path / "run")
+    assert outcome.code == 1
+    assert "segship export" in outcome.error
+
+
+def test_free_sizes_and_a_fixed_batch_do_not_go_together(segship, tmp_path):
+    pytest.importorskip("torch")
+    outcome = segship("export", tmp_path / "any.pth", "-o", tmp_path / "n.segship", "--shape", "dynamic", "--batch", 4)
+    assert outcome.code == 2
+    assert "--shape static" in outcome.error
+
+
+@pytest.mark.parametrize(("verb", "known"), [("train", "unetplusplus"), ("prepare", "dsb2018")])
+def test_an_unknown_world_lists_those_that_there_are(segship, verb, known):
+    outcome = segship(verb, "nonsense")
+    assert outcome.code == 2
+    assert known in outcome.error
+
+
+def test_training_without_torch_says_what_to_install(segship, monkeypatch):
+    for name in ("segship.training.options", "segship.networks.unetplusplus", "segship.training.losses"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setitem(sys.modules, "torch", None)  # import torch raises ModuleNotFoundError
+    for further in ([], ["--help"]):
+        outcome = segship("train", "unetplusplus", *further)
+        assert outcome.code == 1
+        assert "segship[train]" in outcome.error
+
+
+def test_an_empty_folder_stops_a_run_before_its_export(segship, tmp_path):
+    (tmp_path / "data").mkdir()
+    outcome = segship("run", tmp_path / "none.pth", "--data", tmp_path / "data", "-o", tmp_path / "out")
+    assert outcome.code == 2
+    assert "holds no image" in outcome.error
+    assert "export" not in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("verb", "says"),
+    [("predict", "--resume"), ("train", "--resume"), ("run", "same command goes on"), ("export", "starts over")],
+)
+def test_an_interruption_says_how_to_go_on(segship, monkeypatch, verb, says):
+    def interrupt(**_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("segship.cli.cli.main", interrupt)
+    outcome = segship(verb, "x")
+    assert outcome.code == 130
+    assert says in outcome.err
+
+
 def _rewritten(package: Path, target: Path, change) -> Path:
     with zipfile.ZipFile(package) as archive:
         files = {name: archive.read(name) for name in archive.namelist()}

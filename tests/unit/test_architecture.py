@@ -25,6 +25,7 @@ ORDER = [
     "training",
     "integrations",
     "workflow",
+    "verbs",
     "serve",
     "cli",
 ]

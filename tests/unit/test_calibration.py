@@ -130,6 +130,9 @@ def test_pictures_of_the_evaluation_are_refused_under_any_name_and_size(
     assert len(left.inputs) == len(left.pixel_sha256) == len(left.input_sha256) == 4
     assert any("left out 1" in warning for warning in left.warnings)
     assert without_overlap(calibration, None, recipe, drop=False) is calibration
+    # a case of the evaluation itself is no copy: the wrong split was named
+    with pytest.raises(DatasetError, match=r"3 calibration pictures are evaluation cases.*--calibrate-split"):
+        without_overlap(load_calibration(paired, recipe), dataset, recipe, drop=True)
     # a copy that was already brought to the network's size
     small = folder.parent / "small"
     small.mkdir()

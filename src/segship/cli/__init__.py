@@ -29,6 +29,8 @@ VERBS: dict[str, tuple[str, str]] = {
     "train": ("segship.cli.data", "Train one of the worlds that train here"),
 }
 INTERRUPTED = 130
+_SAME = "the same command goes on"
+GOES_ON = {"predict": f"{_SAME} (--resume)", "run": _SAME, "prepare": _SAME, "train": "--resume goes on"}
 
 
 class _Verbs(click.Group):
@@ -93,7 +95,7 @@ def run(arguments: list[str] | None = None) -> int:
         error.show()
         return 2
     except (KeyboardInterrupt, click.Abort):
-        click.echo("interrupted; what was finished is kept, `--resume` continues where it stopped", err=True)
+        click.echo(f"interrupted; {_what_is_left(arguments)}", err=True)
         return INTERRUPTED
     except SegshipError as error:
         return _fail(str(error), error.exit_code)
@@ -109,6 +111,14 @@ def run(arguments: list[str] | None = None) -> int:
         return _fail(
             f"internal error ({type(error).__name__}: {_one_line(error)}); please report it with -v's output", 1
         )
+
+
+def _what_is_left(arguments: list[str]) -> str:
+    """After Ctrl-C: what there is and how to go on; nothing is ever half-written."""
+    verb = next((argument for argument in arguments if argument in VERBS), "")
+    if verb in GOES_ON:
+        return f"what was finished is kept, {GOES_ON[verb]} where it stopped"
+    return "nothing was written half; the same command starts over"
 
 
 def _fail(message: str, code: int) -> int:

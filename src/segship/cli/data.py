@@ -11,8 +11,9 @@ from typing import Any
 
 import click
 
+from segship import verbs
 from segship.cli.options import print_json, progress_bar, with_output
-from segship.errors import UsageError
+from segship.verbs import TRAINERS
 
 
 class _Word(click.ParamType):
@@ -83,18 +84,36 @@ def _both(flags: tuple[str, ...]) -> list[str]:
     return [spelling for flag in flags for spelling in (flag, flag[:2] + flag[2:].replace("_", "-"))]
 
 
-class _Trainers(click.Group):
+class _Named(click.Group):
+    """A group whose error for an unknown name lists the names that there are."""
+
+    noun = "world that trains here"
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        names = self.list_commands(ctx)
+        if args and args[0] not in names and not args[0].startswith("-"):
+            raise click.UsageError(f"no {self.noun} is called '{args[0]}'; there are: {', '.join(names)}", ctx)
+        return super().resolve_command(ctx, args)
+
+
+class _Trainers(_Named):
     """Each world's trainer is imported only when it is called: it brings in torch."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return ["unetplusplus"]
+        return list(TRAINERS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        return _train_unetplusplus() if cmd_name == "unetplusplus" else None
+        return _trainer(cmd_name) if cmd_name in TRAINERS else None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Worlds"):
-            formatter.write_dl([("unetplusplus", "UNet++ and U-Net on 2D images (needs segship[train])")])
+            formatter.write_dl(list(TRAINERS.items()))
+
+
+class _DataSets(_Named):
+    noun = "data set that segship prepares"
 
 
 @click.group(cls=_Trainers)
@@ -102,23 +121,19 @@ def train() -> None:
     """Train a network of one of the worlds that also train here."""
 
 
-def _train_unetplusplus() -> click.Command:
-    from segship.training.options import UnetPlusPlusOptions
-
+def _trainer(world: str) -> click.Command:
     def callback(as_json: bool, quiet: bool, verbose: bool, **values: Any) -> int:
-        from segship.training.unetplusplus import train_unetplusplus
-
         logging.getLogger().setLevel(logging.WARNING if quiet else logging.INFO)
-        result = train_unetplusplus(UnetPlusPlusOptions(**values), progress=not quiet)
+        result = verbs.train(world, progress=not quiet, **values)
         if as_json:
             print_json(result.as_dict())
         return 0
 
     command = with_output(
         click.Command(
-            "unetplusplus",
+            world,
             callback=callback,
-            params=list(options_from(UnetPlusPlusOptions)),
+            params=list(options_from(verbs.training_options(world))),
             help="Train UNet++ or U-Net. Flags and defaults are those of 4uiiurz1/pytorch-nested-unet's train.py "
             "(underscores or dashes), then ours. Booleans are words: true, false.",
         )
@@ -127,25 +142,21 @@ def _train_unetplusplus() -> click.Command:
     return command
 
 
-@click.group()
+@click.group(cls=_DataSets)
 def prepare() -> None:
     """Prepare a public data set in its world's own layout."""
 
 
-@prepare.command("dsb2018")
+@prepare.command("dsb2018", short_help="2018 Data Science Bowl: stage1_train.zip or its folder")
 @click.argument("source", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
-@click.option("--size", type=int, default=96, show_default=True, help="Height and width of the prepared images.")
+@click.option("--size", type=click.IntRange(1), default=96, show_default=True, help="Height and width in pixels.")
 @with_output
 def prepare_dsb2018(source: Path, out: Path, size: int, as_json: bool, quiet: bool, verbose: bool) -> None:
     """SOURCE (stage1_train.zip or its folder) -> OUT/images and OUT/masks/0, as upstream's preprocessing writes them."""
-    from segship.datasets.dsb2018 import prepare as prepare_set
-
-    if size < 1:
-        raise UsageError(f"--size must be positive, got {size}")
     with progress_bar(quiet) as progress:
-        summary = prepare_set(source, out, size=size, progress=progress)
+        summary = verbs.prepare("dsb2018", source, out, size=size, progress=progress)
     if as_json:
-        print_json(summary if isinstance(summary, dict) else vars(summary))
+        print_json(vars(summary))
     elif not quiet:
         click.echo(str(summary))

@@ -18,7 +18,9 @@ PRECISION_HELP = "fp32, fp16, bf16, int8, int16 or auto (the fastest within its 
 
 def with_output(function: F) -> F:
     """--json, -v, -q."""
-    function = click.option("-q", "--quiet", is_flag=True, help="No progress bar, no table; errors only.")(function)
+    function = click.option("-q", "--quiet", is_flag=True, help="No progress bar, no table: warnings and errors only.")(
+        function
+    )
     function = click.option("-v", "--verbose", is_flag=True, help="Say more; full traceback on an internal error.")(
         function
     )

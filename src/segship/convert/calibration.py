@@ -112,8 +112,8 @@ def load_calibration(
 def without_overlap(calibration: Calibration, dataset: Dataset | None, recipe: Recipe, *, drop: bool) -> Calibration:
     """The calibration free of pictures that also stand in the evaluation data, at any size and under any name.
 
-    One that does raises DatasetError; with ``drop`` (a named split of a data set that holds copies) it is left
-    out with a warning.
+    One that does raises DatasetError; with ``drop`` (a named split of a data set that holds copies) a copy is left
+    out with a warning, and only a case that is evaluated itself raises: then the two splits are not of one kind.
     """
     if dataset is None:
         return calibration
@@ -127,6 +127,12 @@ def without_overlap(calibration: Calibration, dataset: Dataset | None, recipe: R
     if not shared:
         return calibration
     names = ", ".join(calibration.names[index] for index in shared[:3])
+    same = [index for index in shared if calibration.names[index] in {case.id for case in dataset.cases}]
+    if drop and same:
+        raise DatasetError(
+            f"{len(same)} calibration pictures are evaluation cases themselves ({names}); "
+            "name the same split for both: --calibrate-split and --split"
+        )
     if not drop or len(shared) == len(calibration.names):
         raise DatasetError(
             f"{len(shared)} calibration pictures also stand in the evaluation data ({names}); "

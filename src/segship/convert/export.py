@@ -98,6 +98,11 @@ def export(
     checks.check_output(target)
     if batch is not None and batch < 1:
         raise UsageError(f"--batch must be 1 or more, got {batch}")
+    if batch is not None and shape == "dynamic":
+        raise UsageError(
+            f"--shape dynamic frees height and width, --batch {batch} fixes every size; leave one out, or fix "
+            f"both later: segship compile --shape static --batch {batch} --input-size HxW"
+        )
     names = checks.checking_engines(engines, "fp32")
     steps = _Steps(progress, total=3 + len(names))
     steps.next("reading the checkpoint")

@@ -59,8 +59,7 @@ def describe_text(package: Package) -> str:
     if about["options"]:
         lines.append("  options   " + ", ".join(f"{k}={v}" for k, v in sorted(about["options"].items())))
     if about["source"]:
-        source = about["source"]
-        lines.append(f"  from      {source.get('file', '?')}  sha256 {str(source.get('sha256', '?'))[:16]}…")
+        lines.append("  from      " + _source_text(about["source"]))
     lines += ["", "  variant  size      executed                         drop"]
     for variant in about["variants"]:
         lines.append(
@@ -73,6 +72,16 @@ def describe_text(package: Package) -> str:
     for warning in about["warnings"]:
         lines.append(f"  warning: {warning}")
     return "\n".join(lines)
+
+
+def _source_text(source: dict[str, Any]) -> str:
+    """File, hash and framework of what was exported, as far as they are recorded."""
+    checkpoint = source.get("checkpoint") or source
+    name = checkpoint.get("file") or source.get("source")
+    found = [str(name)] if name else []
+    found += [f"sha256 {checkpoint['sha256'][:16]}…"] if checkpoint.get("sha256") else []
+    found += [f"({source['framework']})"] if source.get("framework") else []
+    return "  ".join(found) or "a network in memory"
 
 
 def _step_text(step: dict[str, Any]) -> str:
@@ -116,9 +125,11 @@ def _drop_text(variant: dict[str, Any]) -> str:
 
 
 def _accuracy_text(record: dict[str, Any]) -> str:
+    split = f", split {record['split']}" if record.get("split") else ""
     return (
         f"{record.get('precision', '?'):<5} {record.get('metric', '?')} {record.get('value', float('nan')):.4f}"
-        f" on {record.get('dataset', '?')} ({record.get('cases', '?')} cases, {str(record.get('dataset_sha256', ''))[:12]}…)"
+        f" on {record.get('dataset', '?')}{split}"
+        f" ({record.get('cases', '?')} cases, {str(record.get('dataset_sha256', ''))[:12]}…)"
     )
 
 

@@ -1,0 +1,100 @@
+"""Verbs of the command line that need more than one call, as functions: predict, inspect, prepare, train."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from segship.errors import EngineMissing, UsageError
+from segship.inference.predictor import Predictor
+from segship.package import Package, open_package
+
+if TYPE_CHECKING:
+    from segship.datasets.dsb2018 import Preparation
+    from segship.inference.batch import PredictSummary
+    from segship.inference.outputs import PredictOptions
+    from segship.training.options import UnetPlusPlusOptions
+    from segship.training.unetplusplus import TrainingResult
+
+Progress = Callable[[int, int, str], None]
+
+TRAINERS = {"unetplusplus": "UNet++ and U-Net on 2D images (needs segship[train])"}
+DATA_SETS = ("dsb2018",)
+BATCH = 8
+"""images per inference where the options leave it open"""
+
+
+def predict(
+    package: Package | Path | str,
+    inputs: Path | str | Sequence[Path | str],
+    output: Path | str,
+    options: PredictOptions | None = None,
+    *,
+    precision: str = "fp32",
+    progress: Progress | None = None,
+    **engine: Any,
+) -> PredictSummary:
+    """Files, folders or patterns into a folder of results: `inference.batch.predict_files` with a predictor of its own.
+
+    ``engine``: engine, device, threads, streams, cache_dir and limits, as `segship.load` takes them. Raises what
+    opening raises, UsageError for inputs that are not there, OutputError where nothing can be written; a broken
+    input is listed in the summary.
+    """
+    from segship.inference.batch import predict_files
+    from segship.inference.images import find_inputs
+    from segship.inference.outputs import PredictOptions
+
+    options = options or PredictOptions()
+    paths = find_inputs([inputs] if isinstance(inputs, str | Path) else list(inputs))
+    with Predictor.open(package, precision=precision, batch=options.batch or BATCH, **engine) as predictor:
+        return predict_files(predictor, paths, Path(output), options, progress)
+
+
+def inspect(package: Package | Path | str) -> dict[str, Any]:
+    """What a package says of itself, as plain data. No engine is imported. Raises PackageError."""
+    from segship.measure.inspect import describe
+
+    return describe(package if isinstance(package, Package) else open_package(package))
+
+
+def prepare(
+    name: str, source: Path | str, out: Path | str, *, size: int = 96, progress: Progress | None = None
+) -> Preparation:
+    """Write the public data set ``name`` ("dsb2018") in its world's own layout, ``size`` × ``size`` pixels.
+
+    Raises UsageError for a data set that is not known, DatasetError for what cannot be read, OutputError.
+    """
+    if name not in DATA_SETS:
+        raise UsageError(f"no data set is called '{name}'; there are: {', '.join(DATA_SETS)}")
+    if size < 1:
+        raise UsageError(f"the size must be positive, got {size}")
+    from segship.datasets.dsb2018 import prepare as prepare_dsb2018
+
+    return prepare_dsb2018(source, out, size=size, progress=progress)
+
+
+def train(world: str, *, progress: bool = True, **options: Any) -> TrainingResult:
+    """Train a network of ``world`` ("unetplusplus"); ``options`` are the fields of ``training_options(world)``.
+
+    Raises UsageError, DatasetError or OutputError with what to do, EngineMissing where torch is not installed.
+    """
+    kind = training_options(world)
+    from segship.training.unetplusplus import train_unetplusplus
+
+    unknown = sorted(set(options) - {entry.name for entry in fields(kind)})
+    if unknown:
+        raise UsageError(f"training has no option '{unknown[0]}'; `segship train {world} --help` lists them")
+    return train_unetplusplus(kind(**options), progress=progress)
+
+
+def training_options(world: str) -> type[UnetPlusPlusOptions]:
+    """The options of a world's trainer, a dataclass. UsageError, or EngineMissing where torch is not installed."""
+    if world not in TRAINERS:
+        raise UsageError(f"no world that trains here is called '{world}'; there are: {', '.join(TRAINERS)}")
+    try:
+        from segship.training.options import UnetPlusPlusOptions
+    except ModuleNotFoundError as error:
+        raise EngineMissing(f"training needs {error.name}; type: pip install 'segship[train]'") from None
+    return UnetPlusPlusOptions
