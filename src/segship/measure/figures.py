@@ -92,6 +92,7 @@ def score_histogram(scores: Sequence[float], *, metric: str, higher_is_better: b
             textcoords="offset points", ha="right" if left else "left", va="top", color=SOFT,
         )  # fmt: skip
         axes.set_ylim(0, counts.max() * 1.14)
+        axes.yaxis.get_major_locator().set_params(integer=True)
         axes.set_xlabel(f"{metric} of a case")
         axes.set_title("cases", loc="left")
         axes.set_xlim(low, high)
@@ -113,6 +114,7 @@ def drop_plot(drops: Sequence[float], *, metric: str, precision: str, higher_is_
         for chosen, color in ((values > 0, WARM), (values <= 0, ACCENT)):
             axes.vlines(places[chosen], 0, values[chosen], color=color, lw=max(0.8, min(4.0, 150 / len(values))))
         axes.axhline(0, color=SOFT, lw=0.8)
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.set_xlabel(f"cases, sorted by what {precision} changes")
         axes.set_title(f"{metric} {what}", loc="left")
         axes.set_xlim(0, len(values) + 1)

@@ -197,7 +197,7 @@ def limits(data: Row) -> list[str]:
     unmeasured = [name_of(v, data["variants"]) for v in data["variants"] if v.get("value") is None]
     if unmeasured:
         found.append(
-            f"The accuracy of {', '.join(unmeasured)} was not measured here; only its speed stands in the table."
+            f"Accuracy was not measured here for {'; '.join(unmeasured)}: only their speed stands in the table."
         )
     about = data["environment"]
     if data["batches"] and about.get("processor"):
