@@ -64,6 +64,21 @@ def padding(shape: Sequence[int], tiling: Tiling) -> list[tuple[int, int]]:
     return out
 
 
+def remainder_crop(shape: Sequence[int], tiling: Tiling) -> tuple[slice, ...]:
+    """What stays of a grid where the manifest cuts short remainders away (``crop_remainder_below``); all of it else.
+
+    An axis whose remainder over the stride is shorter than that loses it, half in front and the rest behind: what is cut
+    is neither predicted nor scored. Upstream also cuts an axis below the window, and pads it again; here it stays.
+    """
+    out = []
+    for size, window, step in zip(shape, tiling.window, tiling.step, strict=True):
+        short = size % max(1, int(step))
+        if short >= tiling.crop_remainder_below or size - short < window:
+            short = 0
+        out.append(slice(short // 2, size - (short - short // 2)))
+    return tuple(out)
+
+
 def pad(x: Float, tiling: Tiling) -> tuple[Float, tuple[slice, ...]]:
     """(C, *axes) padded for the window, and the slices that cut a result back."""
     widths = padding(x.shape[1:], tiling)
@@ -83,7 +98,7 @@ def mirror_subsets(axes: Sequence[int]) -> list[tuple[int, ...]]:
 
 def flip(x: Float, axes: Sequence[int], first: int) -> Float:
     """Flip spatial axes (0, 1 …) of an array whose spatial axes begin at ``first``; its own inverse."""
-    return np.flip(x, [first + axis for axis in axes]) if axes else x
+    return np.flip(x, tuple(first + axis for axis in axes)) if axes else x
 
 
 def weights(tiling: Tiling, windows: int) -> Float | None:
