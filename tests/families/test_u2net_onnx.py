@@ -10,6 +10,7 @@ import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
+from PIL import Image as Pil
 from torch import nn
 from u2net_files import NUMBERS, write_onnx
 
@@ -163,6 +164,25 @@ def test_an_export_is_proved_against_the_file(file: Path, network: U2NETP, tmp_p
             outputs = predictor.network(x, all_outputs=True)
             assert len(outputs) == 1
             assert np.abs(outputs[0] - truth(network, x)[0]).max() <= 1e-4
+
+
+def test_validate_scores_the_recipes_that_the_weights_leave_open(file: Path, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for folder in ("images", "masks"):
+        (tmp_path / "data" / folder).mkdir(parents=True)
+    for name in ("a", "b"):
+        picture = rng.integers(0, 256, (90, 120, 3), dtype=np.uint8)
+        Pil.fromarray(picture).save(tmp_path / "data/images" / f"{name}.png")
+        Pil.fromarray(np.uint8(255) * (picture[..., 0] > 99).astype(np.uint8)).save(
+            tmp_path / "data/masks" / f"{name}.png"
+        )
+    result = export(file, tmp_path / "net.segship", engines=["onnxruntime"], validate=tmp_path / "data")
+    assert [(a.name, a.chosen) for a in result.alternatives] == [
+        ("recipe=upstream", False), ("recipe=upstream-0.14", False), ("recipe=rembg", True),
+    ]  # fmt: skip
+    assert all((a.metric, a.cases) == ("MAE", 2) for a in result.alternatives)
+    assert len({a.value for a in result.alternatives}) == 3
+    assert load_source(file, options={"recipe": "portrait"}).alternatives == ()
 
 
 def test_all_outputs_stay_where_asked(file: Path, network: U2NETP, tmp_path: Path) -> None:

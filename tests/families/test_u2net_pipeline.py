@@ -15,7 +15,7 @@ from u2net_files import write_onnx
 
 from segship.convert import checks, onnx_graph, parity
 from segship.convert.checks import checking_engines, temporary_package
-from segship.convert.export import FP32, _free_size, _manifest, to_onnx
+from segship.convert.source_graph import FP32, first_manifest, free_size, to_onnx
 from segship.engines import SessionOptions, open_session
 from segship.families import Source, load_source
 from segship.inference.images import read_image
@@ -63,7 +63,7 @@ def recipe_of(file: Path, name: str, **options: Any) -> Recipe:
 
 @contextmanager
 def opened(recipe: Recipe, graph: bytes, engine: str) -> Iterator[Predictor]:
-    manifest = _manifest(recipe, graph, None, [engine], ())
+    manifest = first_manifest(recipe, graph, None, [engine], ())
     with temporary_package(manifest, {FP32: graph}) as package, Predictor.open(package, engine=engine) as predictor:
         yield predictor
 
@@ -166,7 +166,7 @@ def test_portrait_is_upstream_turned_round_at_512(network: U2NETP, tmp_path: Pat
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_graph_free_in_all_axes_takes_odd_sizes(network: U2NETP, tmp_path: Path, engine: str) -> None:
-    source = free_source(load_source(write_onnx(network, tmp_path / "free.onnx", (64, 64), free=(0, 2, 3))))
+    source = free_size(load_source(write_onnx(network, tmp_path / "free.onnx", (64, 64), free=(0, 2, 3))))
     check_sizes(source, tmp_path, engine, ODD, network)
 
 
@@ -180,7 +180,7 @@ def test_one_dynamic_package_from_the_checkpoint(
     about, arrays = reference_case(case)
     path = tmp_path / f"{case}.pth"
     torch.save(fill(kind().state_dict(), about["gain"]), path)
-    source = free_source(load_source(path))
+    source = free_size(load_source(path))
     saved = onnx_graph.save(to_onnx(source), tmp_path / "net.onnx")
     for engine in ENGINES:
         session = open_session(engine, saved, SessionOptions())
@@ -189,10 +189,6 @@ def test_one_dynamic_package_from_the_checkpoint(
             x = normal(batch, height, width)
             assert np.abs(session.run(x)[0] - parity.run_source(source.network, x)[0]).max() <= 1e-4, (engine, x.shape)
         session.close()
-
-
-def free_source(source: Source) -> Source:
-    return _free_size(source)
 
 
 def normal(batch: int, height: int, width: int) -> np.ndarray:

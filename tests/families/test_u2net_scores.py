@@ -14,8 +14,8 @@ from u2net_files import write_onnx
 
 from segship.cli import run
 from segship.convert.checks import temporary_package
-from segship.convert.export import FP32, _manifest, to_onnx
 from segship.convert.onnx_graph import serialise
+from segship.convert.source_graph import FP32, first_manifest, to_onnx
 from segship.families import load_source
 from segship.inference.predictor import Predictor
 from segship.networks.u2net import U2NETP
@@ -39,7 +39,7 @@ def folders(
     maps = {}
     for name in RECIPES:
         recipe = load_source(file, options={"recipe": name}).recipe
-        manifest = _manifest(recipe, graph, None, ["onnxruntime"], ())
+        manifest = first_manifest(recipe, graph, None, ["onnxruntime"], ())
         with (
             temporary_package(manifest, {FP32: graph}) as package,
             Predictor.open(package, engine="onnxruntime") as predictor,

@@ -3,47 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import numpy as np
 
-from segship.convert import checks, onnx_graph, onnx_import, parity
-from segship.convert.onnx_sizes import settle_sizes
+from segship.convert import checks, onnx_graph, parity
+from segship.convert.alternatives import AlternativeScore, score_alternatives
 from segship.convert.parity import ParityRow, Reference
-from segship.datasets import open_dataset
-from segship.engines import SessionOptions, get_engine, open_session
-from segship.errors import EngineError, InputError, UsageError
-from segship.families import Source, load_source, onnx_source
-from segship.families.onnx_source import OnnxNetwork
+from segship.convert.source_graph import BATCHES, FP32, able, convert, first_manifest, free_size, to_onnx
+from segship.engines import get_engine
+from segship.errors import InputError, UsageError
+from segship.families import Source, load_source
 from segship.inference.predictor import Predictor
 from segship.inference.preprocess import prepare
-from segship.manifest import Executed, Manifest, Recipe, Variant
-from segship.metrics.evaluation import evaluate_cases
+from segship.manifest import Executed, Manifest, Recipe
 from segship.package import Package, golden_files, sha256_bytes, write_package
+
+__all__ = ["FP32", "ExportResult", "bundled_sample", "export", "to_onnx"]
 
 Progress = Callable[[int, int, str], None]
 Shape = Literal["fixed", "dynamic"]
-FP32 = "graphs/fp32.onnx"
-BATCHES = (1, 3)
-"""sizes that a dynamic batch is tried at"""
-BATCH_TOLERANCE = 1e-3
-"""far above rounding, far below what a wrong batch does"""
-
-
-@dataclass(frozen=True, kw_only=True)
-class AlternativeScore:
-    """What one reading of the checkpoint scored on the validation images. Shown, never acted upon."""
-
-    name: str
-    chosen: bool
-    metric: str
-    value: float
-    cases: int
-    dataset_sha256: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,17 +93,17 @@ def export(
     )  # fmt: skip
     picture, picture_name, bundled = _sample(sample)
     if shape == "dynamic":
-        taken = _free_size(taken)
-    names, left_out = _able(taken, names, engines)
+        taken = free_size(taken)
+    names, left_out = able(taken, names, engines)
     expected = parity.reference(taken.network, taken.recipe, picture, picture_name)
     steps.next("converting to ONNX")
-    model, batch, about_batch = _convert(taken, batch)
+    model, batch, about_batch = convert(taken, batch)
     graph = onnx_graph.serialise(model)
     warnings = (*taken.warnings, *left_out, *about_batch)
-    manifest = _manifest(taken.recipe, graph, batch, names, ())
+    manifest = first_manifest(taken.recipe, graph, batch, names, ())
     rows, executed = _prove(taken, manifest, graph, expected, picture, names, steps)
     parity.require(rows, f"{taken.recipe.name} differs from its source")
-    scores = _score_alternatives(taken, batch, validate, split, layout, names[0], progress) if validate else ()
+    scores = score_alternatives(taken, batch, validate, split, layout, names[0], progress) if validate else ()
     steps.next("writing the package")
     provenance = {
         "command": "export",
@@ -138,71 +120,12 @@ def export(
     )
     package = write_package(
         target,
-        _manifest(taken.recipe, graph, batch, names, executed),
+        first_manifest(taken.recipe, graph, batch, names, executed),
         {FP32: graph, **golden},
         provenance,
         folder=folder,
     )
     return ExportResult(package=package, parity=tuple(rows), warnings=warnings, notes=taken.notes, alternatives=scores)
-
-
-def to_onnx(source: Source, batch: int | None = None) -> Any:
-    """The source's network as an ``onnx.ModelProto`` with the manifest's names; free where the recipe says so."""
-    network = source.recipe.network
-    names = [output.name for output in network.outputs]
-    if isinstance(source.network, OnnxNetwork):
-        return onnx_import.import_graph(
-            source.network.model,
-            input_name=network.input_name,
-            outputs=source.network.outputs,
-            output_names=names,
-            layer_names=source.network.layer_names,
-            size=network.size,
-            batch=batch,
-        )
-    graph = onnx_graph.from_torch(
-        source.network,
-        source.input_example_shape,
-        input_name=network.input_name,
-        output_names=names,
-        batch=batch,
-        size_multiple=network.size_multiple if network.size is None else None,
-    )
-    return settle_sizes(graph)
-
-
-def _convert(source: Source, batch: int | None) -> tuple[Any, int | None, tuple[str, ...]]:
-    """The graph, its fixed batch (None: free) and what is to be said about it.
-
-    A ready-made graph may have its batch of one written into its inside; then it keeps it. UsageError where the user
-    asked for another.
-    """
-    graph = to_onnx(source, batch)
-    if not isinstance(source.network, OnnxNetwork) or _takes_batch(source, graph, batch or 2):
-        return graph, batch, ()
-    fixed = source.network.file.input.shape[0] or 1
-    if batch not in (None, fixed):
-        raise UsageError(
-            f"the graph is made for a batch of {fixed} and does not work with --batch {batch}; leave it out"
-        )
-    about = f"the graph is made for a batch of {fixed}, and other batches are run piece by piece"
-    return to_onnx(source, fixed), fixed, (about,)
-
-
-def _takes_batch(source: Source, graph: Any, batch: int) -> bool:
-    """Whether a graph with its batch changed answers for each input as the original does."""
-    network = source.network
-    assert isinstance(network, OnnxNetwork)
-    x = np.random.default_rng(0).uniform(-2, 2, (batch, *source.input_example_shape)).astype(np.float32)
-    with TemporaryDirectory(prefix="segship-") as folder:
-        path = onnx_graph.save(graph, Path(folder) / "graph.onnx")
-        try:
-            session = open_session(onnx_source.ENGINE, path, SessionOptions(precision="fp32"))
-            found = session.run(x)
-        except EngineError:
-            return False
-    pairs = list(zip(network(x), found, strict=True))
-    return all(a.shape == b.shape and float(np.abs(a - b).max()) <= BATCH_TOLERANCE for a, b in pairs)
 
 
 def bundled_sample() -> bytes:
@@ -234,44 +157,6 @@ def _sample(path: Path | str | None) -> tuple[bytes, str, bool]:
         raise InputError(
             f"the sample {path} cannot be read ({error.strerror}); give a picture the network knows"
         ) from error
-
-
-def _free_size(source: Source) -> Source:
-    network = source.network
-    if isinstance(network, OnnxNetwork) and None not in network.size:
-        raise UsageError(
-            f"the graph is made for {network.size[0]}x{network.size[1]} alone; leave --shape dynamic out, or export from "
-            "the checkpoint"
-        )
-    recipe = source.recipe
-    free = recipe.model_copy(update={"network": recipe.network.model_copy(update={"size": None})})
-    return replace(source, recipe=free)
-
-
-def _able(source: Source, names: list[str], wanted: Sequence[str] | None) -> tuple[list[str], tuple[str, ...]]:
-    """The engines that can run this network, and a warning for each other. UsageError where one was asked for."""
-    refused = [name for name in names if name in source.unable]
-    if wanted and refused:
-        raise UsageError(f"{source.unable[refused[0]]}; choose another --engine or --input-size")
-    able = [name for name in names if name not in refused]
-    if not able:
-        raise UsageError(f"{source.unable[refused[0]]}, and no other engine is installed: pip install onnxruntime")
-    return able, tuple(f"{source.unable[name]}; left out, run it with --engine {able[0]}" for name in refused)
-
-
-def _manifest(
-    recipe: Recipe, graph: bytes, batch: int | None, engines: Sequence[str], executed: Sequence[Executed]
-) -> Manifest:
-    variant = Variant(
-        precision="fp32",
-        graphs={"model": FP32},
-        sha256={"model": sha256_bytes(graph)},
-        shapes="dynamic" if batch is None else "static",
-        batches=BATCHES if batch is None else (batch,),
-        engines=tuple(engines),
-        executed=tuple(executed),
-    )
-    return Manifest(**recipe.model_dump(), variants=(variant,))
 
 
 def _prove(
@@ -332,38 +217,3 @@ def _further_inputs(recipe: Recipe, expected: Reference, picture: bytes) -> list
         for height, width in checks.other_sizes(recipe):
             found.append((f"{height}x{width}", prepare(image, checks.with_size(recipe, height, width)).x[None]))
     return found
-
-
-def _score_alternatives(
-    source: Source,
-    batch: int | None,
-    validate: Path | str,
-    split: str | Path | None,
-    layout: str | None,
-    engine: str,
-    progress: Progress | None,
-) -> tuple[AlternativeScore, ...]:
-    """The package's own metric for each reading that the weights leave open, on one engine at fp32."""
-    dataset = open_dataset(validate, layout, split, num_classes=source.recipe.network.outputs[0].channels)
-    readings = [(a.name, a.chosen, None if a.chosen else a.load) for a in source.alternatives]
-    scores = []
-    for name, chosen, load in readings or [("as exported", True, None)]:
-        reading = source if load is None else replace(load(), recipe=source.recipe)
-        graph = onnx_graph.serialise(to_onnx(reading, batch))
-        manifest = _manifest(reading.recipe, graph, batch, [engine], ())
-        with (
-            checks.temporary_package(manifest, {FP32: graph}) as package,
-            Predictor.open(package, engine=engine, cache_dir=package.path / ".cache") as predictor,
-        ):
-            found = evaluate_cases(predictor, dataset, progress=progress)
-        scores.append(
-            AlternativeScore(
-                name=name,
-                chosen=chosen,
-                metric=found.metric,
-                value=found.value,
-                cases=len(found.scores),
-                dataset_sha256=found.dataset_sha256,
-            )
-        )
-    return tuple(scores)

@@ -7,6 +7,7 @@ manifest, because the mask moves by several percent of full scale between the wa
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -25,9 +26,11 @@ from segship.families.u2net_recipe import (
     build_recipe,
     choose_recipe,
     label_name,
+    readings,
     unable,
     usage_warnings,
 )
+from segship.manifest import Recipe
 from segship.networks.u2net import SIDES, U2NET, U2NETP, uniform
 
 __all__ = ["LOOKS_FOR", "LOOKS_FOR_ONNX", "NAME", "OPTIONS", "load", "load_onnx", "recognise", "recognise_onnx", "tiny"]
@@ -84,30 +87,38 @@ def load(checkpoint: Checkpoint, options: Mapping[str, OptionValue], *, force: b
     network = kind(3, classes, all_outputs=bool(options.get("all_outputs")))
     warnings = fill_network(network, checkpoint, set(network.state_dict()), TITLE)
     recipe_name, found_in = choose_recipe(options, checkpoint.path.stem, "upstream")
-    chain = build_chain(recipe_name, options, classes)
-    recipe = build_recipe(
-        package_name(checkpoint, None),
-        chain,
-        architecture=kind.__name__,
-        parameters=sum(parameter.numel() for parameter in network.parameters()),
-        classes=classes,
-        outputs=SIDES + 1 if network.all_outputs else 1,
-        record={"recipe_from": found_in},
-        label=label_name(checkpoint.path.stem),
-        class_names=None if options.get("class_names") is None else str(options["class_names"]),
-    )
-    return Source(
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    names = options.get("class_names")
+
+    def make(name: str) -> Recipe:
+        return build_recipe(
+            package_name(checkpoint, None),
+            build_chain(name, options, classes),
+            architecture=kind.__name__,
+            parameters=parameters,
+            classes=classes,
+            outputs=SIDES + 1 if network.all_outputs else 1,
+            record={"recipe_from": found_in},
+            label=label_name(checkpoint.path.stem),
+            class_names=None if names is None else str(names),
+        )
+
+    recipe = make(recipe_name)
+    size = recipe.network.size
+    assert size is not None
+    source = Source(
         network=network.eval(),
         recipe=recipe,
-        input_example_shape=(3, *chain.size),
+        input_example_shape=(3, *size),
         provenance={
             "framework": "PyTorch, xuebinqin/U-2-Net",
             "checkpoint": checkpoint.record(),
             "recipe": recipe_name,
         },
-        warnings=(*warnings, *usage_warnings(recipe_name, found_in, chain.size, classes)),
-        unable=unable(chain.size),
+        warnings=(*warnings, *usage_warnings(recipe_name, found_in, size, classes)),
+        unable=unable(size),
     )
+    return replace(source, alternatives=readings(source, make))
 
 
 def tiny() -> Source:

@@ -6,6 +6,7 @@ Published files: danielgatis/rembg, sessions/u2net.py, u2netp.py, u2net_human_se
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache
 
 import onnx
@@ -21,9 +22,11 @@ from segship.families.u2net_recipe import (
     build_recipe,
     choose_recipe,
     label_name,
+    readings,
     unable,
     usage_warnings,
 )
+from segship.manifest import Recipe
 from segship.networks.u2net import SIDES, U2NET, U2NETP
 
 LOOKS_FOR_ONNX = (
@@ -58,37 +61,48 @@ def load_onnx(file: OnnxFile, options: Mapping[str, OptionValue], *, force: bool
     name = PUBLISHED.get(file.md5, file.path.name)
     stem = name.removesuffix(".onnx")
     recipe_name, found_in = choose_recipe(options, stem, "rembg")
-    chain = build_chain(recipe_name, {**options, **_fixed_size(file, options)}, classes)
+    options = {**options, **_fixed_size(file, options)}
     names = options.get("class_names")
     outputs = tuple(range(len(file.outputs))) if options.get("all_outputs") else (0,)
     found = _architecture(file)
     architecture, layers = found if found is not None else ("U2NET, other widths", ())
-    recipe = build_recipe(
-        manifest_name(file.path.stem),
-        chain,
-        architecture=architecture,
-        parameters=file.parameters(),
-        classes=classes,
-        outputs=len(outputs),
-        record={"recipe_from": found_in},
-        label=label_name(stem),
-        class_names=str(names) if names is not None else CLOTHES if "cloth" in stem.lower() and classes == 4 else None,
-        values=values,
-    )
-    return Source(
+
+    def make(name: str) -> Recipe:
+        return build_recipe(
+            manifest_name(file.path.stem),
+            build_chain(name, options, classes),
+            architecture=architecture,
+            parameters=file.parameters(),
+            classes=classes,
+            outputs=len(outputs),
+            record={"recipe_from": found_in},
+            label=label_name(stem),
+            class_names=str(names)
+            if names is not None
+            else CLOTHES
+            if "cloth" in stem.lower() and classes == 4
+            else None,
+            values=values,
+        )
+
+    recipe = make(recipe_name)
+    size = recipe.network.size
+    assert size is not None
+    source = Source(
         network=OnnxNetwork(file, outputs, layers),
         recipe=recipe,
-        input_example_shape=(3, *chain.size),
+        input_example_shape=(3, *size),
         provenance={
             "framework": "ONNX",
             "checkpoint": file.record(),
             "recipe": recipe_name,
             "published_as": PUBLISHED.get(file.md5),
         },
-        warnings=(*_identity_warnings(file), *usage_warnings(recipe_name, found_in, chain.size, classes)),
+        warnings=(*_identity_warnings(file), *usage_warnings(recipe_name, found_in, size, classes)),
         notes=_notes(file),
-        unable=unable(chain.size),
+        unable=unable(size),
     )
+    return replace(source, alternatives=readings(source, make))
 
 
 def _notes(file: OnnxFile) -> tuple[str, ...]:

@@ -11,12 +11,13 @@ Sources: xuebinqin/U-2-Net (u2net_test.py, data_loader.py) and danielgatis/rembg
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, get_args
 
 from segship.errors import UsageError
-from segship.families import OptionValue
+from segship.families import Alternative, OptionValue, Source
 from segship.families.common import COLORS, channel_constants, class_labels
 from segship.manifest import (
     Argmax,
@@ -38,6 +39,8 @@ from segship.manifest import (
 )
 
 RECIPES = ("upstream", "upstream-0.14", "rembg", "portrait", "custom")
+OPEN = ("upstream", "upstream-0.14", "rembg")
+"""those that the same weights are used with"""
 METHODS: tuple[str, ...] = get_args(ImageResize)
 RESTORES = tuple(method for method in METHODS if not method.startswith("skimage:"))
 """what enlarges a finished mask; scikit-image's rules darken its border"""
@@ -241,6 +244,25 @@ def _metric(classes: int) -> Metric:
     return Metric(name="MAE", scorer="sod", higher_is_better=False, grid="input")
 
 
+def readings(source: Source, remake: Callable[[str], Recipe]) -> tuple[Alternative, ...]:
+    """The recipes that the weights leave open, for a score on the user's own data to tell apart.
+
+    ``remake`` gives the recipe by its name. None where portrait or custom was chosen: those are no guess.
+    """
+    chosen = source.recipe.options["recipe"]
+    if chosen not in OPEN:
+        return ()
+    found = []
+    for name in OPEN:
+        try:
+            recipe = remake(name)
+        except UsageError:  # an option that this one has no use for
+            continue
+        load = partial(replace, source, recipe=recipe)
+        found.append(Alternative(name=f"recipe={name}", chosen=name == chosen, load=load))
+    return tuple(found)
+
+
 def choose_recipe(options: Mapping[str, OptionValue], stem: str, default: str) -> tuple[str, str]:
     """(recipe, where it was found): the option, else a file name that says portrait, else the default."""
     if options.get("recipe") is not None:
@@ -254,7 +276,7 @@ def label_name(stem: str) -> str:
     return "person" if "human" in lowered else "drawing" if "portrait" in lowered else "object"
 
 
-def usage_warnings(recipe: str, found_in: str, size: tuple[int, int], classes: int) -> list[str]:
+def usage_warnings(recipe: str, found_in: str, size: tuple[int, ...], classes: int) -> list[str]:
     warnings = []
     if found_in == "file name":
         warnings.append(
@@ -274,7 +296,7 @@ def usage_warnings(recipe: str, found_in: str, size: tuple[int, int], classes: i
     return warnings
 
 
-def unable(size: tuple[int, int]) -> dict[str, str]:
+def unable(size: tuple[int, ...]) -> dict[str, str]:
     """Engines that cannot run the network at this size."""
     if min(size) >= SMALLEST_OPENVINO:
         return {}
