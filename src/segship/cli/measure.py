@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from segship.cli.options import IntList, NameList, Size, print_json, progress_bar, with_engine, with_output
+from segship.cli.many import Many, ManyCommand
+from segship.cli.options import IntList, Labels, NameList, Size, print_json, progress_bar, with_engine, with_output
 
 
 @click.command()
@@ -42,7 +43,7 @@ def evaluate(
     return 1 if result.failed else 0
 
 
-@click.command()
+@click.command(cls=ManyCommand)
 @click.argument("world", type=str)
 @click.argument("gt", type=click.Path())
 @click.argument("preds", metavar="PRED...", nargs=-1, required=True, type=click.Path())
@@ -51,7 +52,35 @@ def evaluate(
 @click.option("--size", "size_hw", type=Size(), help="dsb2018: the network's size, for raw logits [96x96].")
 @click.option("--resize", default=None, help="sod: how a map is brought to its label's size [pillow:bilinear].")
 @click.option("--compat", default=None, help="sod: also the numbers of another tool: magicmind or author.")
-@click.option("--allow-missing", is_flag=True, help="Score only the cases that have a prediction.")
+@click.option(
+    "-l",
+    "--labels",
+    cls=Many,
+    pattern=r"\d[\d+,]*",
+    type=Labels(),
+    help="nnunet: the labels to score, -l 1 2; 1+2 is a region of both.",
+)
+@click.option(
+    "--dataset",
+    "-djfile",
+    "dataset",
+    type=click.Path(),
+    help="nnunet: dataset.json, which names labels, regions and the ignore label [beside GT or PRED].",
+)
+@click.option("--plans", "-pfile", "plans", type=click.Path(), help="nnunet: plans.json; not needed.")
+@click.option(
+    "--ignore", "-il", "ignore", type=click.IntRange(0), help="nnunet: leave out voxels with this label in GT."
+)
+@click.option("--surface", is_flag=True, default=None, help="nnunet: also surface Dice (NSD) and HD95.")
+@click.option(
+    "--tolerance", type=click.FloatRange(0), help="nnunet: millimetres that surfaces may be apart in NSD [1]."
+)
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), help="nnunet: write the world's own summary.json here."
+)
+@click.option(
+    "--allow-missing", "--chill", "allow_missing", is_flag=True, help="Score only the cases that have a prediction."
+)
 @click.option("--per-image", type=click.Path(path_type=Path), help="Write every case's numbers to this CSV file.")
 @with_output
 def score(
@@ -64,12 +93,13 @@ def score(
     verbose: bool,
     **rest: Any,
 ) -> None:
-    """Metrics of PRED against GT in WORLD's terms (dsb2018: masks or raw logits; sod: saliency maps); no package is
-    needed. Several folders PRED stand side by side.
+    """Metrics of PRED against GT in WORLD's terms (dsb2018: masks or raw logits; sod: saliency maps; nnunet, nnunet-v1:
+    label files); no package is needed. Several folders PRED stand side by side.
     """
     from segship.measure.scoring import as_csv, as_dict, as_text, score_sets
 
-    options = {name: value for name, value in rest.items() if value is not None}
+    rest["labels"] = [key for keys in rest["labels"] for key in keys]
+    options = {name: value for name, value in rest.items() if value not in (None, [])}
     with progress_bar(quiet) as progress:
         found = score_sets(world, gt, preds, progress=progress, **options)
     if per_image is not None:

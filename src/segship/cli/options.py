@@ -75,6 +75,21 @@ class NameList(click.ParamType):
         return tuple(part.strip() for part in str(value).split(",") if part.strip())
 
 
+class Labels(click.ParamType):
+    """'1' -> (1,), '1,2' -> (1, 2), '1+2' -> ((1, 2),): a region that joins both"""
+
+    name = "N"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if isinstance(value, tuple):
+            return value
+        try:
+            groups = [tuple(int(n) for n in part.split("+")) for part in str(value).split(",") if part.strip()]
+        except ValueError:
+            self.fail(f"'{value}' is no label; give whole numbers like 1 2, or 1+2 for a region", param, ctx)
+        return tuple(group[0] if len(group) == 1 else group for group in groups)
+
+
 class Size(click.ParamType):
     """'96x128' -> (96, 128): height x width"""
 

@@ -4,6 +4,8 @@ dsb2018    <id>/images/<id>.png + <id>/masks/*.png, a folder or the zip as downl
 prepared   images/<id>.png + masks/0/<id>.png, as `segship prepare dsb2018` writes it
 folders    images/ and masks/ whose files share their stems: a user's own data
 sod        Image/ + Mask/, DUTS-TE-Image/ + DUTS-TE-Mask/, .jpg beside .png …: salient objects, grey masks
+nnunet     imagesTr/case_0000.nii.gz + labelsTr/case.nii.gz (+ dataset.json), also images/ + labels/: volumes or pictures
+msd        imagesTr/la_003.nii.gz + labelsTr/la_003.nii.gz, as dataset.json lists them
 """
 
 from __future__ import annotations
@@ -20,10 +22,12 @@ from segship.datasets.cases import Bool, Bytes, Case, Dataset, MaskCache, divide
 from segship.datasets.dsb2018_splits import SPLITS, facts, ids_hash, some
 from segship.datasets.dsb2018_splits import split as divide
 from segship.datasets.folders import IMAGE_SUFFIXES, MaskKind, is_paired, open_folders
+from segship.datasets.msd import is_msd, open_msd
+from segship.datasets.nnunet import is_nnunet, open_nnunet
 from segship.datasets.sod import is_sod, open_sod
 from segship.errors import DatasetError, UsageError
 
-LAYOUTS = ("dsb2018", "prepared", "folders", "sod")
+LAYOUTS = ("dsb2018", "prepared", "folders", "sod", "nnunet", "msd")
 Part = Literal["validation", "training"]
 
 __all__ = [
@@ -52,7 +56,8 @@ def open_dataset(
     """Find the cases under ``path``; images and masks are read later, one at a time.
 
     ``layout`` None recognises it. ``split`` is ``default``, ``ascend`` or a text file of validation ids; ``part``
-    says which side of it is taken. Without a split all cases are taken, sorted. ``exclude`` leaves ids out.
+    says which side of it is taken; nnunet and msd also know ``fold_0`` … and nnunet ``test``. Without a split all cases
+    are taken, sorted. ``exclude`` leaves ids out.
     ``masks`` and ``num_classes`` matter for ``folders`` (see folders.open_folders) and prepared masks.
     Raises DatasetError where files are missing or contradict each other, UsageError for unknown names.
     """
@@ -64,6 +69,8 @@ def open_dataset(
         dataset = open_folders(root, num_classes, masks)
     elif chosen == "sod":
         dataset = open_sod(root)
+    elif chosen in ("nnunet", "msd"):
+        dataset, split = open_nnunet(root, split) if chosen == "nnunet" else open_msd(root, split)
     else:
         dataset = _from_dsb2018(root, chosen, num_classes)
     if split is not None:
@@ -79,6 +86,10 @@ def recognise_layout(root: Path) -> str:
         return "dsb2018"
     if (root / "masks" / "0").is_dir() and (root / "images").is_dir():
         return "prepared"
+    if is_msd(root):
+        return "msd"
+    if is_nnunet(root):
+        return "nnunet"
     if is_paired(root):
         return "folders"
     if any(root.glob("*/images")) or any(root.glob("stage1_train/*/images")):
@@ -87,7 +98,8 @@ def recognise_layout(root: Path) -> str:
         return "sod"
     raise DatasetError(
         f"{root} is no data set that segship reads: looked for <id>/images + <id>/masks (DSB2018), images/ + masks/0 "
-        "(prepared), images/ + masks/ (paired folders), Image/ + Mask/ or a.jpg beside a.png (salient objects); "
+        "(prepared), images/ + masks/ (paired folders), Image/ + Mask/ or a.jpg beside a.png (salient objects), "
+        "imagesTr/ + labelsTr/ (nnU-Net, MSD); "
         "name the layout with --layout if it is one of these"
     )
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
+import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segship.datasets.dsb2018_splits import ids_hash, some
+from segship.datasets.label_files import VOLUME_ENDINGS, LabelVolume
 from segship.errors import DatasetError
 
 Bool = NDArray[np.bool_]
@@ -29,14 +32,28 @@ class Case:
     """One image and its ground truth. Nothing is read before a method is called; each raises DatasetError."""
 
     id: str
-    source: Callable[[], bytes | Path] = field(repr=False, compare=False)
+    source: Callable[[], bytes | Path | list[Path]] = field(repr=False, compare=False)
     full_target: Callable[[], Bool] = field(repr=False, compare=False)
     network_target: Callable[[int, int], Bytes] = field(repr=False, compare=False)
     grey_target: Callable[[], Bytes] | None = field(default=None, repr=False, compare=False)
+    label_volume: Callable[[bool], LabelVolume] | None = field(default=None, repr=False, compare=False)
+    label_file: Path | None = field(default=None, repr=False, compare=False)
 
-    def read_image(self) -> bytes | Path:
-        """The image as a predictor takes it: a path, or the file's bytes where it lies in an archive."""
+    def read_image(self) -> bytes | Path | list[Path]:
+        """The image as a predictor takes it: a path, several of them (one a channel), or the file's bytes where it lies
+        in an archive."""
         return self.source()
+
+    def read_labels(self, *, reorient: bool = False) -> LabelVolume:
+        """Label ids (z, y, x); ``reorient``: with the axes turned to RAS. Layouts of masks: 1 for the first class, 2 for
+        the second …, the later on top where they overlap."""
+        if self.label_volume is not None:
+            return self.label_volume(reorient)
+        masks = self.target()
+        labels = np.zeros(masks.shape[1:], np.uint8)
+        for number, mask in enumerate(masks, start=1):
+            labels[mask] = number
+        return LabelVolume(labels=labels[None], spacing=(999.0, 1.0, 1.0))
 
     def target(self) -> Bool:
         """(K, H, W) bool at the image's own size."""
@@ -64,15 +81,23 @@ class Case:
         return np.asarray(array)
 
     def read_bytes(self) -> bytes:
-        """The image file as stored."""
+        """The image file as stored; of several, one after the other."""
         source = self.read_image()
+        files = source if isinstance(source, list) else [source]
         try:
-            return source if isinstance(source, bytes) else source.read_bytes()
+            return b"".join(file if isinstance(file, bytes) else file.read_bytes() for file in files)
         except OSError as error:
             raise DatasetError(f"image {self.id} cannot be read: {error}; copy that file again") from error
 
     def pixel_hash(self) -> str:
-        """sha256 of ``decoded()`` with its shape and type: equal pictures in two formats are equal."""
+        """sha256 of ``decoded()`` with its shape and type: equal pictures in two formats are equal. Of a volume, or of
+        channels in several files: of what is stored in each, compressed or not."""
+        source = self.read_image()
+        files = source if isinstance(source, list) else [source]
+        if all(isinstance(file, Path) for file in files) and (
+            len(files) > 1 or str(files[0]).lower().endswith(VOLUME_ENDINGS)
+        ):
+            return _hash_files(self.id, [file for file in files if isinstance(file, Path)])
         return _hash_arrays(self.decoded()).hexdigest()
 
 
@@ -110,9 +135,7 @@ class Dataset:
                 total.update(case.pixel_hash().encode())
             except DatasetError:
                 total.update(hashlib.sha256(case.read_bytes()).digest())
-            # greys are part of a salient-object set; the others' masks are decisions
-            truth = case.target_grey() if self.layout == "sod" else np.packbits(case.target())
-            total.update(_hash_arrays(truth).digest())
+            total.update(_hash_arrays(_truth(case, self.layout)).digest())
         return total.hexdigest()
 
     def select(self, ids: Sequence[str], split: str | None = None) -> Dataset:
@@ -171,6 +194,27 @@ class MaskCache:
             while self._held > self._limit:
                 self._held -= self._packed.popitem(last=False)[1][0].nbytes
         return mask
+
+
+def _truth(case: Case, layout: str) -> NDArray[np.generic]:
+    """What a data set's hash takes of a case's ground truth."""
+    if case.label_volume is not None:
+        return case.read_labels().labels
+    # greys are part of a salient-object set; the others' masks are decisions
+    return case.target_grey() if layout == "sod" else np.packbits(case.target())
+
+
+def _hash_files(case: str, files: Sequence[Path]) -> str:
+    """Of the unpacked bytes of each file."""
+    total = hashlib.sha256()
+    for path in files:
+        try:
+            with gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb") as stream:
+                while block := stream.read(1 << 20):
+                    total.update(block)
+        except (OSError, EOFError, zlib.error) as error:
+            raise DatasetError(f"image {path} of case {case} cannot be read ({error}); copy that file again") from error
+    return total.hexdigest()
 
 
 def _hash_arrays(*arrays: NDArray[np.generic]) -> hashlib._Hash:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,8 @@ def score_sets(world: str, gt: Path | str, preds: Sequence[Path | str], **option
     """`score_files` for each folder, in their order; folders of one name are told apart by the folder above."""
     if not preds:
         raise UsageError("name at least one folder of predictions")
+    if len(preds) > 1 and options.get("output") is not None:
+        raise UsageError("--output takes the summary of one folder of predictions; score them one by one")
     found = [score_files(world, gt, pred, **options) for pred in preds]
     if len({one.name for one in found}) < len(found):
         found = [replace(one, name=str(pred)) for one, pred in zip(found, preds, strict=True)]
@@ -54,7 +57,8 @@ def as_csv(sets: Sequence[FileScores]) -> str:
     writer.writerow([*(["predictions"] if several else []), "case", *names])
     for found in sets:
         for score in found.scores:
-            values = (f"{score.values[name]:.6f}" if name in score.values else "" for name in names)
+            held = (score.values.get(name, math.nan) for name in names)
+            values = ("" if math.isnan(value) else f"{value:.6f}" for value in held)
             writer.writerow([*([found.name] if several else []), score.id, *values])
     return text.getvalue()
 
@@ -78,4 +82,4 @@ def _several_by_case(sets: Sequence[FileScores], names: Sequence[str]) -> list[s
 
 
 def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
+    return "-" if value is None or math.isnan(value) else f"{value:.4f}"

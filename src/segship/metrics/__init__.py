@@ -8,6 +8,8 @@
     table(values, names=None) -> str              those numbers as lines for the terminal
     mean_curves(scores) -> dict[str, array]       optional: curves over all cases
     notes(scores) -> tuple[str, ...]              optional: what was done to answers before they were scored
+    UNDEFINED: dict[str, float]                   optional: what a missing number counts as beside one that is there
+    TABLE: tuple[str, ...]                        optional: the numbers of the report's table precision × batch
     REMARKS: tuple[str, ...]                      optional: what a reader of the numbers has to know
 
 and is found by the name that stands in a manifest's ``metric.scorer``.
@@ -20,7 +22,7 @@ from types import ModuleType
 
 from segship.errors import UsageError
 
-SCORERS = ("nuclei", "sod")
+SCORERS = ("nuclei", "sod", "nnunet")
 
 
 def get_scorer(name: str) -> ModuleType:

@@ -17,9 +17,9 @@ from segship.datasets import Dataset
 from segship.datasets.dsb2018_splits import some
 from segship.errors import DatasetError, UsageError
 from segship.metrics import get_scorer
-from segship.metrics.scores import CaseScore
+from segship.metrics.scores import CaseScore, without_nan
 
-WORLDS = ("dsb2018", "sod")
+WORLDS = ("dsb2018", "sod", "nnunet", "nnunet-v1")
 Progress = Callable[[int, int, str], None]
 
 
@@ -42,13 +42,13 @@ class FileScores:
     def as_dict(self) -> dict[str, object]:
         """As `score --json` prints it."""
         return {
-            "metrics": self.metrics,
-            "compat": self.compat,
+            "metrics": without_nan(self.metrics),
+            "compat": without_nan(self.compat),
             "cases": len(self.scores),
             "split": self.dataset.split,
             "split_sha256": self.dataset.split_sha256,
             "notes": list(self.notes),
-            "per_case": {score.id: score.values for score in self.scores},
+            "per_case": {score.id: without_nan(score.values) for score in self.scores},
         }
 
     def as_text(self) -> str:
@@ -69,7 +69,7 @@ def score_files(world: str, gt: Path | str, pred: Path | str, **options: Any) ->
     """
     if world not in WORLDS:
         raise UsageError(f"no world is called '{world}'; there are: {', '.join(WORLDS)}")
-    score = importlib.import_module(f"segship.metrics.files_{world}").score_files
+    score = importlib.import_module(f"segship.metrics.files_{world.replace('-', '_')}").score_files
     known = inspect.signature(score).parameters
     foreign = sorted(name for name in options if name not in known)
     if foreign:

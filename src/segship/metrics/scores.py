@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -20,3 +22,8 @@ class CaseScore:
     """values by threshold, averaged over cases place by place"""
     notes: tuple[str, ...] = ()
     """what was done to this case's prediction before it was scored"""
+
+
+def without_nan(values: Mapping[str, float]) -> dict[str, float | None]:
+    """For JSON, which has no NaN: a number that does not exist is null."""
+    return {name: None if math.isnan(value) else value for name, value in values.items()}
