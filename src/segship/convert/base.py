@@ -19,6 +19,9 @@ from segship.inference.predictor import Predictor
 from segship.manifest import Divide, Manifest, Normalize, Recipe, Step, Variant
 from segship.package import Package, golden_files, open_package, sha256_bytes
 
+AT_ONCE = 1 << 21
+"""pixels or voxels that go through a graph in one batch, about"""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Base:
@@ -50,7 +53,7 @@ class Base:
 
     def run(self, graph: onnx.ModelProto, x: np.ndarray, engine: str, precision: str) -> np.ndarray:
         """First output of a graph for x (N, C, h, w), one session opened for it."""
-        size = self.batches[0] if self.batches else 8
+        size = self.batches[0] if self.batches else max(1, min(8, AT_ONCE // int(np.prod(x.shape[2:]))))
         with TemporaryDirectory(prefix="segship-") as folder:
             path = onnx_graph.save(graph, Path(folder) / "graph.onnx")
             session = open_session(engine, path, SessionOptions(precision=precision))

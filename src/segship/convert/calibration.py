@@ -77,6 +77,8 @@ def load_calibration(
     """
     if subset < 1:
         raise UsageError(f"a calibration subset needs at least 1 image, not {subset}")
+    if recipe.input.kind == "volume":
+        return _windows(Path(source), recipe, subset, split)
     found = list(_entries(Path(source), split))
     if not found:
         raise UsageError(f"{source} holds no picture to calibrate on; give a folder of training images")
@@ -109,6 +111,26 @@ def load_calibration(
     )
 
 
+def _windows(source: Path, recipe: Recipe, subset: int, split: str | Path | None) -> Calibration:
+    """Windows of volumes in the place of pictures; ``available`` counts cases, the hashes are each window's case's."""
+    from segship.convert.calibration_volume import cut_windows
+
+    if split is not None:
+        raise UsageError(
+            f"--calibrate-split divides data sets of pictures; give a folder of training cases, not {source}"
+        )
+    found, names, hashes, available, warnings = cut_windows(source, recipe, subset)
+    few = f"calibrated on {len(found)} windows; with fewer than {ENOUGH} the ranges are guesses, give more if you have them"
+    return Calibration(
+        inputs=np.stack(found),
+        names=tuple(names),
+        pixel_sha256=tuple(hashes),
+        input_sha256=tuple(pixel_sha256(window) for window in found),
+        available=available,
+        warnings=(*((few,) if len(found) < ENOUGH else ()), *warnings),
+    )
+
+
 def without_overlap(calibration: Calibration, dataset: Dataset | None, recipe: Recipe, *, drop: bool) -> Calibration:
     """The calibration free of pictures that also stand in the evaluation data, at any size and under any name.
 
@@ -119,9 +141,7 @@ def without_overlap(calibration: Calibration, dataset: Dataset | None, recipe: R
         return calibration
     there: set[str] = set()
     for case in dataset.cases:
-        assert recipe.input.kind == "image"
-        image = read_image(case.read_image(), recipe.input, name=case.id)
-        there |= {pixel_sha256(image.pixels), pixel_sha256(prepare(image, recipe).x)}
+        there |= _hashes(case.read_image(), case.id, recipe)
     pairs = enumerate(zip(calibration.pixel_sha256, calibration.input_sha256, strict=True))
     shared = [index for index, hashes in pairs if there & set(hashes)]
     if not shared:
@@ -150,6 +170,16 @@ def without_overlap(calibration: Calibration, dataset: Dataset | None, recipe: R
             f"left out {len(shared)} training pictures that are copies of evaluation pictures ({names})",
         ),
     )
+
+
+def _hashes(source: Any, name: str, recipe: Recipe) -> set[str]:
+    """Of an evaluation case's values, and of a picture's at the network's size."""
+    if recipe.input.kind == "volume":
+        from segship.inference.volumes import read_volume
+
+        return {pixel_sha256(read_volume(source, recipe.input, name=name).channels)}
+    image = read_image(source, recipe.input, name=name)
+    return {pixel_sha256(image.pixels), pixel_sha256(prepare(image, recipe).x)}
 
 
 def _warnings(hashes: Sequence[str]) -> tuple[str, ...]:

@@ -66,7 +66,7 @@ def export(
     force: bool = False,
     progress: Progress | None = None,
 ) -> ExportResult:
-    """Convert a checkpoint file, run folder, TorchScript archive or ONNX file to a package with its fp32 variant.
+    """Convert a checkpoint file, run or model folder, its zip, TorchScript or ONNX file to a package with its fp32 variant.
 
     ``options`` are the family's own (``families.all_options``). ``sample`` is a real picture for the proof, a
     bundled one without it. ``shape`` "fixed" keeps the recipe's input size in the graph, "dynamic" frees height
@@ -91,6 +91,11 @@ def export(
     taken = source if isinstance(source, Source) else load_source(
         source, family=family, options=options, trust_pickle=trust_pickle, force=force
     )  # fmt: skip
+    if taken.recipe.input.kind == "volume":
+        return _export_volume(
+            taken, target, sample=sample, shape=shape, batch=batch, folder=folder, engines=names, validate=validate,
+            steps=steps,
+        )  # fmt: skip
     picture, picture_name, bundled = _sample(sample)
     if shape == "dynamic":
         taken = free_size(taken)
@@ -126,6 +131,33 @@ def export(
         folder=folder,
     )
     return ExportResult(package=package, parity=tuple(rows), warnings=warnings, notes=taken.notes, alternatives=scores)
+
+
+def _export_volume(
+    source: Source,
+    target: Path,
+    *,
+    sample: Path | str | None,
+    shape: Shape,
+    batch: int | None,
+    folder: bool,
+    engines: Sequence[str],
+    validate: Path | str | None,
+    steps: _Steps,
+) -> ExportResult:
+    from segship.convert.export_volume import export_volume
+
+    if shape == "dynamic":
+        raise UsageError("the window of a volume network is part of its training and stays fixed; leave --shape out")
+    if validate is not None:
+        raise UsageError(
+            "the model folder leaves nothing open to score; leave --validate out, and see segship evaluate"
+        )
+    package, rows = export_volume(
+        source, target, sample=sample, batch=batch, folder=folder, engines=engines,
+        environment=checks.environment(), step=steps.next,
+    )  # fmt: skip
+    return ExportResult(package=package, parity=tuple(rows), warnings=source.warnings, notes=source.notes)
 
 
 def bundled_sample() -> bytes:

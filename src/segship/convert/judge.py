@@ -67,8 +67,8 @@ def judge(builder: Builder, evidence: Evidence, engine: str, progress: Progress 
     def rank(kept: tuple[str, ...]) -> dict[str, float]:
         member = next(iter(base.graphs))
         assert calibration is not None
-        height, width = calibration.inputs.shape[-2:]
-        count = max(4, min(RANKING_IMAGES, RANKING_PIXELS // (height * width)))
+        size = int(np.prod(calibration.inputs.shape[2:]))
+        count = max(4, min(RANKING_IMAGES, RANKING_PIXELS // size))
         x = np.stack(quantize.spread_evenly(calibration.inputs, count))
 
         def logits(layers: tuple[str, ...]) -> np.ndarray:

@@ -16,8 +16,8 @@ from segship.engines import DEFAULT_ENGINE, SessionOptions, get_engine, open_ses
 from segship.errors import BarMissed
 from segship.inference.images import read_image
 from segship.inference.preprocess import prepare
-from segship.manifest import Executed, Manifest
-from segship.package import Package
+from segship.manifest import Executed, Manifest, Recipe
+from segship.package import Golden, Package
 
 Progress = Callable[[int, int, str], None]
 INT8_CONVOLUTION_SHARE = 0.8
@@ -100,15 +100,23 @@ def check_inputs(base: Base, manifest: Manifest, calibration: Calibration | None
     golden = base.package.golden()
     pool: list[np.ndarray] = []
     if golden is not None:
-        assert recipe.input.kind == "image"
-        x = prepare(read_image(golden.input_bytes, recipe.input, name=golden.input_name), recipe).x
-        pool += [x, x[:, ::-1], x[:, :, ::-1], x[:, ::-1, ::-1]]
+        pool += golden_inputs(golden, recipe)
     elif calibration is not None and manifest.preprocess == base.manifest.preprocess:
         pool += list(calibration.inputs[:count])
     else:
         height, width = checks.network_size(recipe)
         pool.append(np.random.default_rng(0).random((recipe.network.input_channels, height, width), np.float32))
     return np.stack([pool[i % len(pool)] for i in range(count)])
+
+
+def golden_inputs(golden: Golden, recipe: Recipe) -> list[np.ndarray]:
+    """What the network gets of a package's golden sample, and its reflections."""
+    if recipe.input.kind == "volume":
+        from segship.convert.calibration_volume import golden_windows
+
+        return golden_windows(golden.input_bytes, recipe)
+    x = prepare(read_image(golden.input_bytes, recipe.input, name=golden.input_name), recipe).x
+    return [x, x[:, ::-1], x[:, :, ::-1], x[:, ::-1, ::-1]]
 
 
 def _reference(package: Package, manifest: Manifest, x: np.ndarray, fixed: tuple[int, ...]) -> np.ndarray:

@@ -34,7 +34,7 @@ from segship.manifest import Recipe
 if TYPE_CHECKING:
     from torch import nn
 
-BUILT_IN = ("unetplusplus", "u2net")
+BUILT_IN = ("unetplusplus", "u2net", "nnunet")
 
 OptionValue = str | int | float | bool | tuple[int, ...] | tuple[float, ...] | None
 

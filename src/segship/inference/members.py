@@ -85,8 +85,14 @@ class Members:
         opens no graph of its own; what the filling gives is dropped. Raises EngineError, and
         PackageError where the graph's outputs are not those that the manifest names.
         """
-        sessions = self.sessions(batch or len(x))
-        size = self.fixed_batch(batch or len(x))
+        return self._filled(x, batch or len(x), self.sessions(batch or len(x)))
+
+    def run_member(self, index: int, x: np.ndarray) -> list[np.ndarray]:
+        """All raw outputs of one member, before any activation; N as in `__call__`."""
+        return self._filled(x, len(x), self.sessions(len(x))[index : index + 1])
+
+    def _filled(self, x: np.ndarray, batch: int, sessions: list[Session]) -> list[np.ndarray]:
+        size = self.fixed_batch(batch)
         if size is None or len(x) == size:
             return self._average(sessions, x)
         parts = []

@@ -123,7 +123,7 @@ class Predictor:
             static_shape=static_shape,
             profile=profile,
         )
-        self = cls(
+        self = _class_for(cls, opened.manifest)(
             opened, engine=engine, choice=choice, options=options, batch=batch, limits=limits, array_order=array_order
         )
         self.members.sessions(batch)
@@ -193,6 +193,10 @@ class Predictor:
             "network": found.outputs[0],
             "decoded": found.decoded,
         }
+
+    def golden_trace(self, sample: bytes) -> dict[str, np.ndarray]:
+        """`trace` of a package's golden sample."""
+        return self.trace(sample)
 
     def network(self, x: np.ndarray, *, all_outputs: bool = False) -> Any:
         """The bare network: preprocessed (N, C, h, w) float32 in, the first raw output (N, K, h', w') out.
@@ -301,6 +305,15 @@ class Predictor:
     def _decode(self, outputs: tuple[np.ndarray, ...], frame: Frame, grid: Grid, image: Image | None) -> Prediction:
         activated = self.members.averages_probabilities
         return decode(outputs, frame, self.manifest, grid=grid, activated=activated, image=image)
+
+
+def _class_for(asked: type[Predictor], manifest: Manifest) -> type[Predictor]:
+    """Packages for volumes are run by `VolumePredictor`, which has the same methods."""
+    if asked is not Predictor or manifest.input.kind != "volume":
+        return asked
+    from segship.inference.volume_predictor import VolumePredictor
+
+    return VolumePredictor
 
 
 def source_name(source: Source) -> str:

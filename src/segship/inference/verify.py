@@ -52,7 +52,7 @@ def verify_package(
     rows: list[VerifyRow] = []
     for precision in wanted:
         with Predictor.open(package, precision=precision, engine=engine, **options) as predictor:
-            stages = predictor.trace(golden.input_bytes)
+            stages = predictor.golden_trace(golden.input_bytes)
             module = engines.get_engine(predictor.engine)
             rule = package.manifest.decode.decision
             scale = (1.0 if rule.to_uint8 == "none" else 255.0) if isinstance(rule, Saliency) else None

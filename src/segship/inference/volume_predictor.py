@@ -1,0 +1,251 @@
+"""A package for volumes opened on an engine: the same methods as `Predictor`, cases in the place of pictures.
+
+A case is a file, a list of files (one a channel), an array (C, z, y, x) or (z, y, x) with its spacing, or a `Volume`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from segship.errors import EngineError, InputError, PackageError, SegshipError, UsageError
+from segship.inference.pipeline import ordered_map
+from segship.inference.predictor import Failure, Predictor
+from segship.inference.volume_chain import PreparedVolume, prepare_volume
+from segship.inference.volume_network import Progress, TileOptions, scores
+from segship.inference.volume_prediction import VolumePrediction
+from segship.inference.volumes import Volume, read_labels, read_volume, sample_volume
+from segship.manifest import VolumeInput
+
+VolumeSource = Any
+"""str | Path, a sequence of them (one file a channel), (array, spacing), or a Volume"""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class CaseItem:
+    """One case on its way through `VolumePredictor.run_cases`."""
+
+    number: int
+    name: str
+    volume: Volume | None = None
+    prepared: PreparedVolume | None = None
+    scores: np.ndarray | None = None
+    error: SegshipError | None = None
+
+
+class VolumePredictor(Predictor):
+    """Use ``segship.load`` or `Predictor.open`: either gives this class for a package that takes volumes."""
+
+    tiles = TileOptions()
+    """how windows are run unless a call says otherwise"""
+    previous: Predictor | None = None
+    """the package of a cascade's first stage, opened"""
+
+    # ------------------------------------------------------------------------------------------ one case
+
+    def __call__(  # type: ignore[override]
+        self,
+        source: VolumeSource,
+        *,
+        probabilities: bool = False,
+        previous: np.ndarray | Path | str | None = None,
+        tiles: TileOptions | None = None,
+        progress: Progress | None = None,
+    ) -> VolumePrediction:
+        """Predict one case. Labels and probabilities are computed when first read.
+
+        ``previous`` holds the labels of a cascade's first stage on the case's own grid, or names their file; without
+        it the first stage's package runs. Raises InputError for a case that cannot be read.
+        """
+        volume = self.read(source)
+        before = self._previous_labels(volume, previous)
+        prepared = prepare_volume(volume, self.manifest, before)
+        found = self._predicted(volume, prepared, self._scores(prepared, tiles, progress))
+        if probabilities:
+            _ = found.probabilities
+        return found
+
+    def read(self, source: VolumeSource, name: str | None = None) -> Volume:  # type: ignore[override]
+        """Read one case by the package's reading rules. Raises InputError."""
+        if isinstance(source, Volume):
+            return source
+        return read_volume(source, self._input(), self.limits, name=name)
+
+    def prepare(self, source: VolumeSource) -> PreparedVolume:  # type: ignore[override]
+        """Read and preprocess one case: what windows are cut from."""
+        volume = self.read(source)
+        return prepare_volume(volume, self.manifest, self._previous_labels(volume, None))
+
+    def golden_trace(self, sample: bytes) -> dict[str, np.ndarray]:
+        """`trace` of a package's golden sample, without mirroring: eight times the work would prove nothing more."""
+        volume, previous = sample_volume(sample)
+        return self._trace(volume, previous, replace(self.tiles, mirror=False))
+
+    def trace(self, source: VolumeSource) -> dict[str, np.ndarray]:
+        """One case, stage by stage:
+
+        read           (C, z, y, x) float32 as read
+        preprocessed   (C, z', y', x') float32 on the network's grid
+        network        (K, z', y', x') the mean over windows, mirrorings and members
+        decoded        labels (z, y, x) on the case's own grid, masks (K, z, y, x) for independent classes
+        """
+        volume = self.read(source)
+        return self._trace(volume, self._previous_labels(volume, None), self.tiles)
+
+    def _trace(self, volume: Volume, previous: np.ndarray | None, tiles: TileOptions) -> dict[str, np.ndarray]:
+        prepared = prepare_volume(volume, self.manifest, previous)
+        found = self._predicted(volume, prepared, self._scores(prepared, tiles, None))
+        return {
+            "read": volume.channels,
+            "preprocessed": prepared.x,
+            "network": np.asarray(found.scores, np.float32),
+            "decoded": found.decoded,
+        }
+
+    # --------------------------------------------------------------------------------------- many cases
+
+    def stream(  # type: ignore[override]
+        self, sources: Iterable[VolumeSource], *, tiles: TileOptions | None = None, **_: Any
+    ) -> Generator[VolumePrediction | Failure, None, None]:
+        """Predict many cases in order; the next one is read while one runs. A broken one comes as a `Failure`."""
+        return self.run_cases(sources, self.case_result, tiles=tiles)
+
+    def case_result(self, item: CaseItem) -> VolumePrediction | Failure:
+        """What `stream` gives for an item of `run_cases`."""
+        if item.error is not None:
+            return Failure(name=item.name, error=item.error)
+        assert item.volume is not None
+        assert item.prepared is not None
+        assert item.scores is not None
+        return self._predicted(item.volume, item.prepared, item.scores)
+
+    def run_cases(
+        self,
+        sources: Iterable[VolumeSource],
+        finish: Callable[[CaseItem], Any],
+        *,
+        tiles: TileOptions | None = None,
+        previous: Callable[[int], np.ndarray | Path | str | None] | None = None,
+        progress: Progress | None = None,
+    ) -> Generator[Any, None, None]:
+        """The chain under `stream`: reading, windows and ``finish`` overlap, two cases in memory at most.
+
+        ``previous`` gives the first stage's labels for the case of a number, or None for the first stage to run.
+        """
+
+        def read(numbered: tuple[int, VolumeSource]) -> CaseItem:
+            return self._read_case(*numbered, previous)
+
+        def infer(item: CaseItem) -> CaseItem:
+            if item.error is not None or item.prepared is None:
+                return item
+            try:
+                return replace(item, scores=self._scores(item.prepared, tiles, progress))
+            except SegshipError as error:
+                return replace(item, error=error)
+            except MemoryError:
+                return replace(item, error=_too_large(item.name))
+
+        items = ordered_map(read, enumerate(sources), workers=1, ahead=1)
+        found = ordered_map(infer, items, workers=1, ahead=1)
+        return ordered_map(finish, found, workers=1, ahead=1)
+
+    def _read_case(
+        self, number: int, source: VolumeSource, previous: Callable[[int], np.ndarray | Path | str | None] | None
+    ) -> CaseItem:
+        name = case_name(source)
+        try:
+            volume = self.read(source)
+            before = self._previous_labels(volume, previous(number) if previous else None)
+            return CaseItem(
+                number=number, name=volume.name, volume=volume, prepared=prepare_volume(volume, self.manifest, before)
+            )
+        except SegshipError as error:
+            return CaseItem(number=number, name=name, error=error)
+        except MemoryError:
+            return CaseItem(number=number, name=name, error=_too_large(name))
+
+    # ------------------------------------------------------------------------------------------- parts
+
+    def _input(self) -> VolumeInput:
+        spec = self.manifest.input
+        if spec.kind != "volume":
+            raise PackageError(f"package '{self.manifest.name}' takes pictures; open it with segship.load")
+        return spec
+
+    def _scores(self, prepared: PreparedVolume, tiles: TileOptions | None, progress: Progress | None) -> np.ndarray:
+        options = tiles or self.tiles
+        found = scores(prepared.x, self.manifest, self._passes(options), options, progress)
+        if not np.isfinite(found.sum(dtype=np.float64)):
+            raise EngineError(
+                f"{prepared.frame.name}: the network's output holds NaN or infinite values; try --precision fp32"
+            )
+        return found
+
+    def _passes(self, options: TileOptions) -> list[Callable[[np.ndarray], np.ndarray]]:
+        members = self.manifest.network.members
+        wanted = options.members or members
+        unknown = [name for name in wanted if name not in members]
+        if unknown:
+            raise UsageError(f"the package has no member '{unknown[0]}'; it has: {', '.join(members)}")
+
+        def run(index: int) -> Callable[[np.ndarray], np.ndarray]:
+            return lambda x: self.members.run_member(index, np.ascontiguousarray(x, np.float32))[0]
+
+        return [run(members.index(name)) for name in wanted]
+
+    def _predicted(self, volume: Volume, prepared: PreparedVolume, found: np.ndarray) -> VolumePrediction:
+        tiling = self.manifest.tiling
+        return VolumePrediction(
+            scores=found,
+            frame=prepared.frame,
+            recipe=self.manifest,
+            volume=volume,
+            activated=tiling is not None and tiling.average == "probabilities",
+        )
+
+    def _previous_labels(self, volume: Volume, given: np.ndarray | Path | str | None) -> np.ndarray | None:
+        link = self.manifest.previous_stage
+        if link is None:
+            return None
+        if given is not None:
+            return given if isinstance(given, np.ndarray) else read_labels(Path(given), self._input())
+        if self.previous is None:
+            self.previous = self._open_previous(link.file, link.sha256)
+        found = self.previous(volume)
+        return np.asarray(found.labels)
+
+    def _open_previous(self, file: str, sha256: str | None) -> Predictor:
+        path = self.package.path.parent / file
+        if not path.exists():
+            raise InputError(
+                f"package '{self.manifest.name}' continues another: {file} should lie beside it; put it there, or give "
+                "its labels with --prev-stage-predictions"
+            )
+        opened = Predictor.open(path, engine=self.engine, device=self.options.device, threads=self.options.threads)
+        if sha256 is not None and opened.package.sha256 != sha256:
+            raise PackageError(
+                f"{path} is not the package that '{self.manifest.name}' was made to continue; export both"
+            )
+        return opened
+
+    def close(self) -> None:
+        if self.previous is not None:
+            self.previous.close()
+        super().close()
+
+
+def case_name(source: VolumeSource) -> str:
+    """A case's name in messages: the first file's, without its channel number."""
+    first = source[0] if isinstance(source, Sequence) and not isinstance(source, str) and source else source
+    if isinstance(first, Volume):
+        return first.name
+    return str(first) if isinstance(first, str | Path) else "array"
+
+
+def _too_large(name: str) -> InputError:
+    return InputError(f"{name} does not fit into this machine's memory; use fewer classes, folds or a larger machine")
