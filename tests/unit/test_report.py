@@ -268,6 +268,33 @@ def test_plots_fit_wide_and_narrow_pages() -> None:
     assert speed_plot(points, metric="iou", speed_label="images per second") == speed, "equal runs give equal pages"
 
 
+@pytest.mark.parametrize("slow", [0.5, 5.8, 20.0, 48.0])
+@pytest.mark.parametrize("size", ["wide", "narrow"])
+def test_names_in_the_plot_hide_no_point(slow: float, size: str) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    from segship.measure import figures
+
+    points = [
+        Point(name="fp32", speed=slow + 1.6, value=0.84502),
+        Point(name="fp16", speed=slow, value=0.84493),
+        Point(name="int8", speed=51.4, value=0.84484),
+    ]
+    figure = Figure(figsize=figures._SIZES[size], layout="constrained")
+    canvas, axes = FigureCanvasAgg(figure), figure.add_subplot()
+    axes.plot([p.speed for p in points], [p.value for p in points], "o", ms=7)
+    axes.set_xlim(0, 60)
+    axes.set_ylim(0.8437, 0.8459)
+    figures._label_points(axes, points)
+    canvas.draw()
+    boxes = [text.get_window_extent() for text in axes.texts]
+    dots = axes.transData.transform([(p.speed, p.value) for p in points])
+    assert not any(box.contains(x, y) for box in boxes for x, y in dots)
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+    assert all(box.x0 >= axes.bbox.x0 for box in boxes)
+
+
 # --- words ----------------------------------------------------------------------------------------------------
 
 

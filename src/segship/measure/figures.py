@@ -231,19 +231,25 @@ def _pad_values(axes: Any, values: Sequence[float]) -> None:
 
 def _label_points(axes: Any, points: Sequence[Point], higher_is_better: bool = True) -> None:
     """Names to the right of the points and clear of the front: above where it falls, below where it rises; moved on
-    where two would touch."""
-    height = axes.figure.get_size_inches()[1] * 72 * 0.75
+    where two would touch, to the left of a point whose neighbour is in the way, under it where the edge is near."""
+    width, height = (size * 72 * share for size, share in zip(axes.figure.get_size_inches(), (0.85, 0.75), strict=True))
     low, high = axes.get_ylim()
-    per_point = (high - low) / height * (1 if higher_is_better else -1)  # value units per typographic point
-    near = (axes.get_xlim()[1] - axes.get_xlim()[0]) * 0.16
+    up = 1 if higher_is_better else -1
+    per_point = (high - low) / height * up  # value units per typographic point
+    across = (axes.get_xlim()[1] - axes.get_xlim()[0]) / width
+    near = 0.16 * width * across
     placed: list[tuple[float, float]] = []
     for point in sorted(points, key=lambda p: p.value / per_point):
-        level = point.value / per_point + 8
+        own = point.value / per_point
+        beside = [q for q in points if 0 < q.speed - point.speed < near and abs(q.value / per_point - own - 8) < 10]
+        left = bool(beside) and point.speed > (7 * len(point.name) + 7) * across
+        place = point.speed - near if left else point.speed
+        level = own - 10 if beside and not left else own + 8
         for speed, other in placed:
-            if abs(speed - point.speed) < near and level < other + 12:
+            if abs(speed - place) < near and level < other + 12:
                 level = other + 12
-        placed.append((point.speed, level))
-        shift = (level - point.value / per_point) * (1 if higher_is_better else -1)
+        placed.append((place, level))
         axes.annotate(
-            point.name, (point.speed, point.value), (7, shift), textcoords="offset points", va="center", color=INK
-        )
+            point.name, (point.speed, point.value), (-7 if left else 7, (level - own) * up),
+            textcoords="offset points", va="center", ha="right" if left else "left", color=INK,
+        )  # fmt: skip
