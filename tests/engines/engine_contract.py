@@ -67,6 +67,7 @@ class EngineContract:
         assert (executed.engine, executed.version, executed.device) == (self.engine, session.version, session.device)
         assert executed.processor == processor().label
         assert executed.evidence == ("profile" if self.computes else "settings")
+        assert (executed.rounding is None) == (precision != "int16")
 
     def test_profiled_session_gives_the_same_answer(self, module, bilinear: Graphs):
         x = images(2)

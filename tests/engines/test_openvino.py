@@ -68,6 +68,15 @@ def test_int8_is_integer_arithmetic(graphs: Graphs):
     assert 0 < difference <= engine.TOLERANCE["int8"] * spread(fp32.run(x)[-1])
 
 
+def test_whether_roundings_run_is_read_from_the_graph_that_runs(bilinear: Graphs):
+    """Those of 8 bits run within the convolutions; those of 16 bits are dropped, so only the weights are rounded."""
+    int8, int16 = (open_session("openvino", bilinear.files[p], SessionOptions(precision=p)) for p in ("int8", "int16"))
+    assert engine._rounds_activations(int8._compiled)
+    assert not engine._rounds_activations(int16._compiled)
+    assert int8.executed(images(1)).rounding is None
+    assert int16.executed(images(1)).rounding == "weights"
+
+
 ON_ANOTHER_PROCESSOR = """
 import json, sys
 from pathlib import Path

@@ -41,6 +41,8 @@ _DRIVER = {
     "NPU": "Intel's NPU driver",
 }
 _KINDS = {"u8": "i8", "i8": "i8"}
+_QUANTIZE = re.compile(r"(?<!de)quantize", re.IGNORECASE)
+"""in the names of a graph's QuantizeLinear nodes, which a layer that took one up carries on"""
 
 
 # What `import openvino` imports inside a `try` and goes on without: its model converter, a third of the time that the
@@ -312,9 +314,13 @@ def _convolution_times(profile: Any) -> list[tuple[str, float]]:
 
 
 def _rounds_activations(compiled: Any) -> bool:
-    """Is a rounding left in the graph that runs? The processor plugin drops those of 65536 levels."""
-    layers = (node.get_rt_info() for node in compiled.get_runtime_model().get_ops())
-    return any("FakeQuantize" in str(info["layerType"].value) for info in layers if "layerType" in info)
+    """Is a rounding left in the graph that runs, by itself or within a layer? The CPU drops those of 65536 levels."""
+    for layer in compiled.get_runtime_model().get_ops():
+        about = layer.get_rt_info()
+        names = about["originalLayersNames"].value if "originalLayersNames" in about else ""
+        if "FakeQuantize" in about["layerType"].value or _QUANTIZE.search(names):
+            return True
+    return False
 
 
 def _cache_folder(graph: Path, options: SessionOptions, version: str) -> Path | None:
