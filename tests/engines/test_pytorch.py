@@ -173,6 +173,7 @@ NOTHING = np.zeros(0, np.float32)
     [
         ("linear", "half_pixel"),
         ("linear", "align_corners"),
+        ("linear", "asymmetric"),
         ("nearest", "asymmetric"),
         ("nearest", "half_pixel"),
         ("nearest", "align_corners"),
@@ -189,7 +190,8 @@ def test_resize_by_size(mode: str, where: str, size: tuple[int, int], tmp_path: 
 
 @pytest.mark.parametrize("factor", [2.0, 1.5, 0.5, 0.4])
 @pytest.mark.parametrize(
-    ("mode", "where"), [("linear", "half_pixel"), ("linear", "align_corners"), ("nearest", "asymmetric")]
+    ("mode", "where"),
+    [("linear", "half_pixel"), ("linear", "align_corners"), ("linear", "asymmetric"), ("nearest", "asymmetric")],
 )
 def test_resize_by_factor(mode: str, where: str, factor: float, tmp_path: Path):
     x = images(2)[:, :2, :7, :11].copy()
@@ -272,8 +274,8 @@ def test_unknown_operators_are_named(tmp_path: Path):
         (
             "Resize",
             {"roi": NOTHING, "scales": np.ones(4, np.float32)},
-            {"mode": "linear", "coordinate_transformation_mode": "asymmetric"},
-            "Resize linear asymmetric",
+            {"mode": "cubic", "coordinate_transformation_mode": "asymmetric"},
+            "Resize cubic asymmetric",
         ),
         (
             "Resize",

@@ -10,10 +10,11 @@ from collections.abc import Sequence
 
 import numpy as np
 import onnx
-from onnx import numpy_helper, version_converter
+from onnx import helper, numpy_helper, version_converter
 
 from segship.convert.onnx_graph import OPSET, cleaned, copy_of, sort_and_prune
 from segship.convert.onnx_sizes import known_shapes, settle_sizes
+from segship.families.onnx_source import HALF_PIXEL_OPSET
 
 
 def import_graph(
@@ -55,10 +56,21 @@ def _upgraded(model: onnx.ModelProto) -> onnx.ModelProto:
     opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
     if opset < OPSET:
         try:
-            return version_converter.convert_version(model, OPSET)
+            upgraded = version_converter.convert_version(model, OPSET)
         except Exception:  # operators that the converter does not know: the graph stays as it is
-            pass
+            return copy_of(model)
+        if opset < HALF_PIXEL_OPSET:
+            _keep_old_resizes(upgraded.graph)
+        return upgraded
     return copy_of(model)
+
+
+def _keep_old_resizes(graph: onnx.GraphProto) -> None:
+    """Upsample and the first Resize had one rule for positions, which is no longer the default; the converter says none."""
+    for node in graph.node:
+        if node.op_type == "Resize":
+            node.attribute.append(helper.make_attribute("coordinate_transformation_mode", "asymmetric"))
+            node.attribute.append(helper.make_attribute("nearest_mode", "floor"))
 
 
 def _input(graph: onnx.GraphProto) -> onnx.ValueInfoProto:

@@ -29,8 +29,9 @@ ENGINE = "onnxruntime"
 """runs the original file; the package's engines are compared with it"""
 MAX_BYTES = 2 << 30
 """protobuf's own limit for one message"""
-MIN_OPSET = 11
-"""before it, Resize had no half-pixel rule, and enlarged maps were exported wrongly"""
+MIN_OPSET = 9
+HALF_PIXEL_OPSET = 11
+"""before it, enlarging knew one rule for positions, not the one that networks are trained with"""
 _QUANTISED = ("QuantizeLinear", "DequantizeLinear", "QLinearConv", "ConvInteger", "DynamicQuantizeLinear")
 
 
@@ -240,8 +241,7 @@ def _check_operators(model: onnx.ModelProto, path: Path) -> None:
         )
     if _opset(model) < MIN_OPSET:
         raise SourceError(
-            f"{path} is ONNX opset {_opset(model)}; before {MIN_OPSET} resizing was exported wrongly, so export it again "
-            "with a later opset"
+            f"{path} is ONNX opset {_opset(model)}; {MIN_OPSET} and later are read, so export it again with a later opset"
         )
 
 

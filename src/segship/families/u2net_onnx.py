@@ -16,7 +16,7 @@ from torch import nn
 from segship.errors import SourceError, UsageError
 from segship.families import OptionValue, Source
 from segship.families.common import manifest_name
-from segship.families.onnx_source import OnnxFile, OnnxNetwork, is_finite
+from segship.families.onnx_source import HALF_PIXEL_OPSET, OnnxFile, OnnxNetwork, is_finite
 from segship.families.u2net_recipe import (
     build_chain,
     build_recipe,
@@ -98,7 +98,7 @@ def load_onnx(file: OnnxFile, options: Mapping[str, OptionValue], *, force: bool
             "recipe": recipe_name,
             "published_as": PUBLISHED.get(file.md5),
         },
-        warnings=(*_identity_warnings(file), *usage_warnings(recipe_name, found_in, size, classes)),
+        warnings=(*_warnings(file), *usage_warnings(recipe_name, found_in, size, classes)),
         notes=_notes(file),
         unable=unable(size),
     )
@@ -111,14 +111,20 @@ def _notes(file: OnnxFile) -> tuple[str, ...]:
     return ()
 
 
-def _identity_warnings(file: OnnxFile) -> list[str]:
+def _warnings(file: OnnxFile) -> list[str]:
+    found = []
+    if file.opset < HALF_PIXEL_OPSET:
+        found.append(
+            f"the file is ONNX opset {file.opset}, in which enlarging follows another rule than in training: the package "
+            "gives this file's masks, not quite those of the checkpoint it was made from"
+        )
     published = {name: md5 for md5, name in PUBLISHED.items()}.get(file.path.name)
-    if published is None or published == file.md5:
-        return []
-    return [
-        f"{file.path.name} has the name of a file that rembg publishes but not its md5 ({file.md5}, published {published}): "
-        "it is another version, or was changed"
-    ]
+    if published not in (None, file.md5):
+        found.append(
+            f"{file.path.name} has the name of a file that rembg publishes but not its md5 ({file.md5}, published "
+            f"{published}): it is another version, or was changed"
+        )
+    return found
 
 
 @cache

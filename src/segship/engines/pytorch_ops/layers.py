@@ -105,7 +105,7 @@ def _resize(a: Attributes) -> Function:
     rounding = a.get("nearest_mode", "round_prefer_floor")
     require(not a.get("antialias", 0), "Resize with antialias")
     require(a.get("keep_aspect_ratio_policy", "stretch") == "stretch", "Resize that keeps the aspect ratio")
-    require(mode == "nearest" or where != "asymmetric", f"Resize {mode} {where}")
+    require(mode in ("nearest", "linear") or where != "asymmetric", f"Resize {mode} {where}")
     require(where in _COORDINATES and rounding in _ROUNDING, f"Resize {where} {rounding}")
 
     def run(x: Tensor, roi: Tensor | None = None, scales: Tensor | None = None, sizes: Tensor | None = None) -> Tensor:
@@ -122,6 +122,8 @@ def _resize(a: Attributes) -> Function:
         require(all(plan.get(axis, (x.shape[axis],))[0] == x.shape[axis] for axis in (0, 1)), "Resize of channels")
         if mode == "nearest":
             return _nearest(x, plan, where, rounding)
+        if where == "asymmetric":
+            return _linear(x, plan, where)
         size = [plan.get(axis, (x.shape[axis],))[0] for axis in range(2, x.dim())]
         name = {"linear": ("linear", "bilinear", "trilinear"), "cubic": ("", "bicubic", "")}[mode][x.dim() - 3]
         require(bool(name), f"Resize {mode} of {x.dim() - 2} axes")
@@ -146,6 +148,22 @@ def _nearest(x: Tensor, plan: dict[int, tuple[int, float]], where: str, rounding
         i, scale = torch.arange(new, dtype=torch.float32), torch.tensor(factor, dtype=torch.float32)
         source = _ROUNDING[rounding](_COORDINATES[where](i, scale, x.shape[axis], new))
         x = x.index_select(axis, source.clamp(0, x.shape[axis] - 1).long().to(x.device))
+    return x
+
+
+def _linear(x: Tensor, plan: dict[int, tuple[int, float]], where: str) -> Tensor:
+    """Between two pixels an axis, for position rules that F.interpolate does not have."""
+    for axis, (new, factor) in plan.items():
+        before = x.shape[axis]
+        if new == before and factor == 1:
+            continue
+        i, scale = torch.arange(new, dtype=torch.float32), torch.tensor(factor, dtype=torch.float32)
+        position = _COORDINATES[where](i, scale, before, new).clamp(0, before - 1)
+        low = position.floor()
+        share = (position - low).reshape([-1 if a == axis else 1 for a in range(x.dim())]).to(x)
+        first = low.long().to(x.device)
+        second = (first + 1).clamp(max=before - 1)
+        x = x.index_select(axis, first) * (1 - share) + x.index_select(axis, second) * share
     return x
 
 
