@@ -6,38 +6,25 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import nibabel
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from seeded import State
 
 from segship.families.nnunet_plans import read_plan
 from segship.families.nnunet_recipe import build_recipe
 from segship.inference.volume_chain import prepare_volume
 from segship.inference.volume_network import scores
-from segship.inference.volumes import Volume
-from segship.manifest import Recipe
+from segship.inference.volumes import Volume, read_labels, read_volume
+from segship.manifest import Recipe, VolumeInput
 from segship.networks.nnunet import PlannedUNet
 
 V2 = ["2d", "3d", "aniso", "cascade", "png", "regions", "torchres"]
 
 
-def read(about: dict[str, Any], shared: Path) -> Volume:
-    """The case's input by the plainest reading: nibabel's stored order turned round, the zooms as spacing."""
-    channels, spacing = [], (999.0, 1.0, 1.0)
-    for name in about["inputs"]:
-        path = shared.parent / name
-        if path.suffix == ".png":
-            channels += list(np.asarray(Image.open(path), np.float32).transpose(2, 0, 1)[:, None])
-            continue
-        picture = nibabel.load(path)
-        if "nibabel_stuff" in about["properties"] and "reoriented_affine" in about["properties"]["nibabel_stuff"]:
-            picture = picture.as_reoriented(nibabel.io_orientation(picture.affine))
-        channels.append(np.asarray(picture.dataobj, np.float32).transpose(2, 1, 0))
-        spacing = tuple(float(zoom) for zoom in picture.header.get_zooms()[::-1])
-    return Volume(channels=np.stack(channels), spacing=spacing, name="case")  # type: ignore[arg-type]
+def read(about: dict[str, Any], shared: Path, recipe: Recipe) -> Volume:
+    assert isinstance(recipe.input, VolumeInput)
+    return read_volume([shared.parent / name for name in about["inputs"]], recipe.input)
 
 
 def recipe_of(about: dict[str, Any]) -> Recipe:
@@ -52,11 +39,11 @@ def recipe_of(about: dict[str, Any]) -> Recipe:
     )
 
 
-def previous(about: dict[str, Any], shared: Path) -> np.ndarray | None:
+def previous(about: dict[str, Any], shared: Path, recipe: Recipe) -> np.ndarray | None:
     if not about.get("previous_stage_segmentation"):
         return None
-    file = shared / "reference" / "nnunet_inputs" / "nnunet_v2_cascade_prev.nii.gz"
-    return np.asarray(nibabel.load(file).dataobj).transpose(2, 1, 0).astype(np.uint8)
+    assert isinstance(recipe.input, VolumeInput)
+    return read_labels(shared / "reference" / "nnunet_inputs" / "nnunet_v2_cascade_prev.nii.gz", recipe.input)
 
 
 @pytest.mark.parametrize("case", V2)
@@ -64,7 +51,8 @@ def test_the_network_gets_what_nnunets_network_got(
     case: str, shared: Path, reference_case: Callable[[str], Any]
 ) -> None:
     about, arrays = reference_case(f"nnunet_v2_{case}")
-    found = prepare_volume(read(about, shared), recipe_of(about), previous(about, shared))
+    recipe = recipe_of(about)
+    found = prepare_volume(read(about, shared, recipe), recipe, previous(about, shared, recipe))
     assert list(found.x.shape) == about["preprocessed_shape"]
     part = found.x[tuple(slice(None, None, step) for step in about["strides"]["preprocessed_sub"])]
     wanted = arrays["preprocessed_sub"]
@@ -90,7 +78,7 @@ def test_logits_over_tiles_mirrorings_and_folds(
         with torch.inference_mode():
             return network(torch.from_numpy(np.ascontiguousarray(x))).numpy()
 
-    found = prepare_volume(read(about, shared), recipe)
+    found = prepare_volume(read(about, shared, recipe), recipe)
     got = scores(found.x, recipe, [run] * len(about["folds"]))
     part = got[tuple(slice(None, None, step) for step in about["strides"]["logits_sub"])]
     assert np.abs(part - arrays["logits_fp32_sub"]).max() <= 2e-4
