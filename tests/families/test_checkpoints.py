@@ -227,5 +227,5 @@ def test_an_unknown_network_lists_what_was_looked_for_and_found(
     path = save(tmp_path, weights)
     with pytest.raises(UnknownSource, match=r"conv0_4.*found a\.weight \(2, 3\)"):
         recognise(open_checkpoint(path))
-    with pytest.raises(UsageError, match="no family is called 'nnunet'"):
-        load_source(path, family="nnunet")
+    with pytest.raises(UsageError, match="no family is called 'unknown'"):
+        load_source(path, family="unknown")
