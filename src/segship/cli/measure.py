@@ -14,11 +14,32 @@ from segship.cli.options import IntList, Labels, NameList, Size, print_json, pro
 @click.command()
 @click.argument("package", type=click.Path())
 @click.argument("dataset", type=click.Path())
-@click.option("--layout", default=None, help="dsb2018, prepared, folders or sod [recognised].")
-@click.option("--split", default=None, help="Validation part of a named split (default, ascend) or of a file of ids.")
+@click.option("--layout", default=None, help="dsb2018, prepared, folders, sod, nnunet or msd [recognised].")
+@click.option(
+    "--split",
+    default=None,
+    help="Validation part of a named split (default, ascend), of a fold (fold_0) or of a file of ids; test: imagesTs.",
+)
 @click.option("--exclude", multiple=True, help="Leave this case out.")
 @click.option("--precision", type=NameList(), default="fp32", show_default=True, help="One or several, e.g. fp32,int8.")
-@click.option("--batch", type=click.IntRange(1), default=8, show_default=True)
+@click.option(
+    "--batch",
+    type=IntList(),
+    default=None,
+    help="Pictures a call [8], of volumes windows a call; several (1,4,8) are each scored.",
+)
+@click.option(
+    "--step-size", "-step_size", type=click.FloatRange(0, 1, min_open=True), help="Volumes: the windows' step."
+)
+@click.option("--disable-tta", "--no-tta", "--disable_tta", is_flag=True, help="Volumes: no mirroring.")
+@click.option("--surface", is_flag=True, help="Volumes: also surface Dice (NSD) and HD95.")
+@click.option(
+    "--tolerance", type=click.FloatRange(0), default=1.0, help="Millimetres that surfaces may be apart in NSD [1]."
+)
+@click.option("--splits", type=click.Path(), help="nnU-Net's splits_final.json or .pkl [beside the data].")
+@click.option(
+    "--format", type=click.Choice(["v1", "v2"]), help="nnU-Net: whose summary.json is written [the package's own]."
+)
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), help="Folder for summary.json, cases and worst-case pictures."
 )
@@ -28,12 +49,27 @@ from segship.cli.options import IntList, Labels, NameList, Size, print_json, pro
 @with_engine
 @with_output
 def evaluate(
-    package: str, dataset: str, precision: tuple[str, ...], as_json: bool, quiet: bool, verbose: bool, **rest: Any
+    package: str,
+    dataset: str,
+    precision: tuple[str, ...],
+    step_size: float | None,
+    disable_tta: bool,
+    surface: bool,
+    tolerance: float,
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
+    **rest: Any,
 ) -> int:
     """Score PACKAGE on DATASET in its world's own metrics. Images that a variant was calibrated on are refused."""
     from segship.measure.evaluate import evaluate as run_evaluation
 
     rest["streams"] = rest["streams"] or 1
+    if step_size is not None or disable_tta:
+        from segship.inference.volume_network import TileOptions
+
+        rest["tiles"] = TileOptions(step_size=step_size, mirror=not disable_tta)
+    rest["surface_mm"] = tolerance if surface else None
     with progress_bar(quiet) as progress:
         result = run_evaluation(package, dataset, precision=precision, progress=progress, **rest)
     if as_json:

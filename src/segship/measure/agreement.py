@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import zlib
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from segship.inference.prediction import Prediction
+from segship.inference.volume_prediction import VolumePrediction
 from segship.manifest import Recipe, Saliency
 
 Kind = Literal["labels", "maps"]
@@ -21,20 +23,39 @@ def kind_of(recipe: Recipe) -> Kind:
 
 
 class Reference:
-    """fp32's answers on the network's grid: masks packed to one bit a pixel, maps as bytes."""
+    """fp32's answers on the network's grid: masks packed to one bit a pixel, maps as bytes; a volume's labels on its own
+    grid, compressed."""
 
     def __init__(self) -> None:
         self._kept: dict[str, NDArray[np.uint8]] = {}
+        self._labels: dict[str, tuple[bytes, tuple[int, ...], np.dtype[np.generic]]] = {}
         self._held = 0
 
-    def keep(self, case_id: str, prediction: Prediction) -> None:
+    def keep(self, case_id: str, prediction: Prediction | VolumePrediction) -> None:
+        if isinstance(prediction, VolumePrediction):
+            labels = prediction.labels
+            packed = zlib.compress(np.ascontiguousarray(labels).tobytes(), 1)
+            if self._held + len(packed) <= MEMORY_BYTES:
+                self._labels[case_id] = (packed, labels.shape, labels.dtype)
+                self._held += len(packed)
+            return
         answer = _answer(prediction)
         if self._held + answer.nbytes <= MEMORY_BYTES:
             self._kept[case_id] = answer
             self._held += answer.nbytes
 
-    def agreement(self, case_id: str, prediction: Prediction) -> float | None:
-        """1 where the answers are equal: the share of equal bits, or 1 − mean |difference| of maps on 0..1."""
+    def labels(self, case_id: str) -> NDArray[np.generic] | None:
+        """fp32's labels of a volume, where they were kept."""
+        if case_id not in self._labels:
+            return None
+        packed, shape, dtype = self._labels[case_id]
+        return np.frombuffer(zlib.decompress(packed), dtype).reshape(shape)
+
+    def agreement(self, case_id: str, prediction: Prediction | VolumePrediction) -> float | None:
+        """1 where the answers are equal: the share of equal bits or voxels, or 1 − mean |difference| of maps on 0..1."""
+        if isinstance(prediction, VolumePrediction):
+            labels = self.labels(case_id)
+            return None if labels is None else float(np.mean(labels == prediction.labels))
         before = self._kept.get(case_id)
         if before is None:
             return None

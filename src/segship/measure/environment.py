@@ -7,6 +7,8 @@ import platform
 from importlib import metadata
 from typing import Any
 
+import numpy as np
+
 from segship.engines.processor import processor
 from segship.inference.predictor import Predictor
 from segship.manifest import Executed
@@ -74,6 +76,20 @@ def executed_by(predictor: Predictor, source: Any) -> Executed:
         same = (known.engine, known.version, known.device) == (session.engine, session.version, session.device)
         if same and known.processor == processor().label and known.evidence == "profile":
             return known
-    x = predictor.prepare(source).x[None]
+    x = example_input(predictor, source)
     compiled = predictor.members.fixed_batch(predictor.batch)
     return session.executed(x if compiled is None else x.repeat(compiled, axis=0))
+
+
+def example_input(predictor: Predictor, source: Any) -> np.ndarray:
+    """(1, C, *size) as the network gets it of ``source``; of a volume the window in its middle."""
+    x, tiling = predictor.prepare(source).x, predictor.manifest.tiling
+    if predictor.manifest.input.kind == "image" or tiling is None:
+        return np.asarray(x[None])
+    if len(tiling.window) < x.ndim - 1:
+        x = x[:, x.shape[1] // 2]
+    gaps = [max(0, side - have) for side, have in zip(tiling.window, x.shape[1:], strict=True)]
+    x = np.pad(x, [(0, 0), *((gap // 2, gap - gap // 2) for gap in gaps)])
+    starts = [(have - side) // 2 for side, have in zip(tiling.window, x.shape[1:], strict=True)]
+    box = tuple(slice(start, start + side) for start, side in zip(starts, tiling.window, strict=True))
+    return np.ascontiguousarray(x[(slice(None), *box)][None])

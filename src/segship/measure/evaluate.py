@@ -4,6 +4,7 @@ What is left in the output folder:
 
     summary.json                 every number, each with data set, hashes, cases, engine and what executed
     <precision>/cases.csv        one line a case
+    <precision>/summary.json     nnU-Net packages: the file that nnU-Net itself would write
     <precision>/curves.csv       precision, recall, F … by threshold, where the world has curves; curves.png shows them
     pictures/*.png               panels of examples, worst cases and worst disagreements
     pictures.json                which panel is what
@@ -11,30 +12,28 @@ What is left in the output folder:
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from segship.datasets import Case, Dataset, is_sod, open_dataset
 from segship.errors import OutputError, UsageError
-from segship.inference.prediction import Prediction
 from segship.inference.predictor import Predictor
-from segship.inference.writers import write_bytes
+from segship.inference.volume_network import TileOptions
 from segship.manifest import Drop, Executed, Manifest
-from segship.measure import curves
 from segship.measure.agreement import Kind, Reference, kind_of
-from segship.measure.environment import environment, executed_by
-from segship.measure.gallery import choose_pictures, write_pictures
-from segship.measure.tables import columns
+from segship.measure.environment import executed_by
+from segship.measure.evaluation_files import write_evaluation, write_nnunet_summary
+from segship.measure.seen import training_note
+from segship.measure.tables import batch_lines, columns
+from segship.measure.volume_pictures import VolumeGallery
 from segship.metrics import get_scorer
-from segship.metrics.evaluation import Evaluation, drop_against, evaluate_cases
-from segship.metrics.scores import CaseScore
-from segship.package import Package, dump_json, open_package, update_package
+from segship.metrics.evaluation import BATCH, Evaluation, drop_against, evaluate_cases
+from segship.metrics.scores import CaseScore, without_nan
+from segship.package import Package, open_package, update_package
 
 Progress = Callable[[int, int, str], None]
 
@@ -51,6 +50,8 @@ class VariantScore:
     agreement: dict[str, float] = field(default_factory=dict)
     """case -> likeness to fp32 on the network's grid: share of equal labels, or 1 − mean |difference| of maps"""
     kind: Kind = "labels"
+    by_batch: dict[int, dict[str, float]] = field(default_factory=dict)
+    """batch -> metrics, where several batches were asked for"""
 
     @property
     def precision(self) -> str:
@@ -67,8 +68,9 @@ class VariantScore:
             "engine": found.engine,
             "device": self.device,
             "executed": self.executed.model_dump(mode="json") if self.executed else None,
-            "value": found.value,
-            "metrics": found.metrics,
+            "value": without_nan(found.metrics)[found.metric],
+            "metrics": without_nan(found.metrics),
+            "metrics_by_batch": {str(batch): without_nan(values) for batch, values in self.by_batch.items()},
             "drop": self.drop.drop if self.drop else 0.0 if found.precision == "fp32" else None,
             "drop_detail": self.drop.model_dump(mode="json") if self.drop else None,
             **likeness,
@@ -101,7 +103,7 @@ class EvaluateResult:
         return {
             "metric": {"name": first.metric, "higher_is_better": first.higher_is_better},
             "scorer": self.package.manifest.metric.scorer,
-            "metrics": first.metrics,
+            "metrics": without_nan(first.metrics),
             "cases": len(first.scores),
             "dataset": self.dataset.name,
             "dataset_sha256": first.dataset_sha256,
@@ -131,6 +133,7 @@ class EvaluateResult:
         lines += (
             ["", *(_drop_line(v.evaluation, v.drop) for v in self.variants if v.drop)] if len(self.variants) > 1 else []
         )
+        lines += batch_lines(self.variants, getattr(scorer, "TABLE", ()))
         lines += [f"failed: {case}: {text}" for v in self.variants for case, text in v.evaluation.failures]
         lines += ["", *remarks] if (remarks := getattr(scorer, "REMARKS", ())) else []
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)]).rstrip()
@@ -148,20 +151,33 @@ def evaluate(
     device: str = "cpu",
     threads: int | None = None,
     streams: int = 1,
-    batch: int = 8,
+    batch: int | Sequence[int] | None = None,
     cache_dir: Path | str | None = None,
     output: Path | str | None = None,
     record: bool = True,
+    tiles: TileOptions | None = None,
+    splits: Path | str | None = None,
+    format: Literal["v1", "v2"] | None = None,
+    surface_mm: float | None = None,
     progress: Progress | None = None,
 ) -> EvaluateResult:
     """Score a package on a data set with its own metric.
 
     ``precision`` may name several variants; where fp32 is among them the others' drop is computed over the same
-    cases. ``record`` writes the numbers into the package's provenance. Raises DatasetError for faulty data or images
+    cases. ``batch`` may hold several, each scored (pictures a call, of volumes windows a call). ``tiles`` changes how
+    windows of volumes are run; ``splits`` is nnU-Net's splits_final file, by which cases that the network was trained on
+    are told; ``format`` is whose summary.json is written for nnU-Net packages [the package's own]. ``surface_mm`` adds surface Dice at that
+    tolerance and HD95. ``record`` writes the numbers into the package's provenance. Raises DatasetError for faulty data or images
     that a variant was calibrated on; unreadable inputs are failures in the result, which ``failed`` tells.
     """
     opened = package if isinstance(package, Package) else open_package(package)
+    scorer = get_scorer(opened.manifest.metric.scorer)
+    if format is not None and not hasattr(scorer, "summary_file"):
+        raise UsageError(
+            f"--format chooses nnU-Net's summary.json; this package is scored by {opened.manifest.metric.scorer}"
+        )
     data = _open_data(dataset, layout, split, exclude, opened.manifest)
+    batches = [batch] if isinstance(batch, int) or batch is None else list(batch)
     wanted = [precision] if isinstance(precision, str) else list(precision)
     if not wanted:
         raise UsageError("name at least one precision to evaluate")
@@ -170,17 +186,23 @@ def evaluate(
         "device": device,
         "threads": threads,
         "streams": streams,
-        "batch": batch,
+        "batch": batches[0] or BATCH,
         "cache_dir": cache_dir,
     }
     variants: list[VariantScore] = []
     reference = Reference()
+    gallery = VolumeGallery() if output and opened.manifest.input.kind == "volume" else None
     for name in sorted(dict.fromkeys(wanted), key=lambda p: p != "fp32"):  # fp32 first: the others are compared with it
         with Predictor.open(opened, precision=name, **options) as predictor:
             if any(v.precision == predictor.precision for v in variants):
                 continue  # `auto` chose one that was named too
-            variants.append(_score(predictor, data, batch, reference, variants, progress))
+            if tiles is not None and hasattr(predictor, "tiles"):
+                predictor.tiles = tiles
+            variants.append(_score(predictor, data, batches, reference, variants, gallery, surface_mm, progress))
     notes = list(dict.fromkeys([*data.notes, *(note for v in variants for note in v.evaluation.notes)]))
+    root = None if isinstance(dataset, Dataset) else Path(dataset)
+    if (seen := training_note(opened.manifest.options, data, root, splits)) is not None:
+        notes.insert(0, seen)
     if record:
         opened = _record(opened, data, variants, notes)
     result = EvaluateResult(
@@ -191,7 +213,9 @@ def evaluate(
         output=Path(output) if output else None,
     )
     if result.output is not None:
-        _write(result, result.output, options)
+        write_evaluation(result, result.output, options, gallery)
+        if hasattr(scorer, "summary_file"):
+            write_nnunet_summary(result, result.output, format)
     return result
 
 
@@ -214,27 +238,35 @@ def _open_data(
 def _score(
     predictor: Predictor,
     data: Dataset,
-    batch: int,
+    batches: Sequence[int | None],
     reference: Reference,
     before: Sequence[VariantScore],
+    gallery: VolumeGallery | None,
+    surface_mm: float | None,
     progress: Progress | None,
 ) -> VariantScore:
     agreement: dict[str, float] = {}
 
-    def keep(case: Case, prediction: Prediction, score: CaseScore) -> None:
+    def keep(case: Case, prediction: Any, score: CaseScore) -> None:
         reference.keep(case.id, prediction)
+        if gallery is not None:
+            gallery.add(predictor.precision, case, prediction, None)
 
-    def compare(case: Case, prediction: Prediction, score: CaseScore) -> None:
+    def compare(case: Case, prediction: Any, score: CaseScore) -> None:
         share = reference.agreement(case.id, prediction)
         if share is not None:
             agreement[case.id] = share
+        if gallery is not None:
+            gallery.add(predictor.precision, case, prediction, reference.labels(case.id))
 
     def tell(done: int, total: int, text: str) -> None:
         if progress is not None:
             progress(done, total, f"{predictor.precision}: {text}")
 
     is_reference = predictor.precision == "fp32"
-    found = evaluate_cases(predictor, data, batch=batch, on_case=keep if is_reference else compare, progress=tell)
+    on_case = keep if is_reference else compare
+    found = evaluate_cases(predictor, data, batch=batches[0], on_case=on_case, surface_mm=surface_mm, progress=tell)
+    again = {b: evaluate_cases(predictor, data, batch=b, progress=tell).metrics for b in batches[1:] if b is not None}
     fp32 = next((v.evaluation for v in before if v.precision == "fp32"), None)
     comparable = fp32 is not None and [s.id for s in fp32.scores] == [s.id for s in found.scores]
     return VariantScore(
@@ -244,6 +276,7 @@ def _score(
         drop=drop_against(fp32, found) if fp32 is not None and comparable else None,
         agreement=agreement,
         kind=kind_of(predictor.manifest),
+        by_batch={batches[0]: found.metrics, **again} if batches[0] is not None else {},
     )
 
 
@@ -264,8 +297,8 @@ def accuracy_record(data: Dataset, variant: VariantScore) -> dict[str, Any]:
         "engine": found.engine,
         "device": variant.device,
         "metric": found.metric,
-        "value": found.value,
-        "metrics": found.metrics,
+        "value": without_nan(found.metrics)[found.metric],
+        "metrics": without_nan(found.metrics),
         "dataset": data.name,
         "dataset_sha256": found.dataset_sha256,
         "split": data.split,
@@ -305,36 +338,6 @@ def _with_measurements(manifest: Manifest, variants: Sequence[VariantScore]) -> 
             changes["executed"] = (*variant.executed, found.executed)
         updated.append(variant.model_copy(update=changes))
     return manifest.model_copy(update={"variants": tuple(updated)})
-
-
-# --------------------------------------------------------------------------------------------- the output
-
-
-def _write(result: EvaluateResult, output: Path, options: dict[str, Any]) -> None:
-    write_bytes(output / "summary.json", dump_json({**result.as_dict(), "environment": environment()}))
-    for variant in result.variants:
-        write_bytes(output / variant.precision / "cases.csv", _csv(variant).encode())
-        if variant.evaluation.curves:
-            curves.write_csv(output / variant.precision / curves.CSV, variant.evaluation.curves)
-    curves.write_picture(output / curves.PICTURE, {v.precision: v.evaluation.curves for v in result.variants})
-    chosen = choose_pictures(
-        {v.precision: v.evaluation for v in result.variants}, {v.precision: v.agreement for v in result.variants}
-    )
-    write_pictures(output, result.package, result.dataset, chosen, options)
-
-
-def _csv(variant: VariantScore) -> str:
-    """id, every per-case metric, and how near fp32's answer is where there is one."""
-    names = list(variant.evaluation.scores[0].values)
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    maps = variant.kind == "maps"
-    writer.writerow(["case", *names, "map_difference_from_fp32" if maps else "label_agreement_with_fp32"])
-    for score in variant.evaluation.scores:
-        agreed = variant.agreement.get(score.id)
-        row = [f"{score.values[name]:.6f}" for name in names]
-        writer.writerow([score.id, *row, "" if agreed is None else f"{1 - agreed if maps else agreed:.6f}"])
-    return text.getvalue()
 
 
 def _drop_line(found: Evaluation, drop: Drop) -> str:

@@ -46,6 +46,8 @@ def choose_pictures(
     shown = evaluations[precision]
     sign = 1 if shown.higher_is_better else -1
     ranked = sorted(shown.per_case().items(), key=lambda item: (-sign * item[1], item[0]))
+    if not ranked:  # no case has the number, as none has any foreground
+        return Chosen(metric=shown.metric, precision=precision, examples=(), worst=())
     places = np.unique(np.linspace(0, len(ranked) - 1, min(examples + 2, len(ranked))).round().astype(int))
     inner = places[1:-1] if len(places) > examples else places  # neither the very best nor the very worst
     least = sorted(

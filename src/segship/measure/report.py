@@ -27,6 +27,7 @@ from segship.package import Package, open_package
 TEMPLATE = "report.html"
 PICTURE_QUALITY = 82
 SHORT_ID = 14
+LOWER_IS_BETTER = ("MAE", "HD95")
 Cases = dict[str, dict[str, float]]
 """case -> metric -> value"""
 
@@ -92,6 +93,7 @@ def gather(folder: Path) -> dict[str, Any]:
         "file_batches": sorted({int(b) for v in variants for b in v.get("files_per_second") or {}}),
     }
     data["scores"] = _score_table(data)
+    data["batch_table"] = _batch_table(data)
     data["plots"] = _plots(data, cases) | _curve_plots(data, evaluation_folder)
     data["names"] = [story.name_of(v, variants) for v in variants if v.get("executed")]
     data["sentences"] = story.sentences(data)
@@ -166,16 +168,28 @@ def _score_table(data: Mapping[str, Any]) -> dict[str, Any] | None:
         return None
     scorer = get_scorer(data["scorer"])
     rows = [row for row in data["variants"] if row.get("metrics")]
-    if not rows or not hasattr(scorer, "mean_curves"):
+    if not rows or not (hasattr(scorer, "mean_curves") or hasattr(scorer, "TABLE")):
         return None
+    found = rows[0]["metrics"]
     return {
         "names": [story.name_of(row, data["variants"]) for row in rows],
-        "rows": [
-            (name, about, [row["metrics"].get(name) for row in rows])
-            for name, about in scorer.METRICS.items()
-            if name in rows[0]["metrics"]
-        ],
+        "lower": next((name for name in LOWER_IS_BETTER if name in found), None),
+        "rows": [(name, scorer.explain(name), [row["metrics"].get(name) for row in rows]) for name in found],
     }
+
+
+def _batch_table(data: Mapping[str, Any]) -> dict[str, Any] | None:
+    """One row a precision and batch with the world's main numbers, where the world is reported so."""
+    if data["scorer"] not in SCORERS:
+        return None
+    names = getattr(get_scorer(data["scorer"]), "TABLE", ())
+    rows = [
+        (story.name_of(row, data["variants"]), batch, [values.get(name) for name in names])
+        for row in data["variants"]
+        if row.get("metrics")
+        for batch, values in (row.get("metrics_by_batch") or {"own": row["metrics"]}).items()
+    ]
+    return {"names": names, "rows": rows} if names and rows else None
 
 
 def _points(data: Mapping[str, Any]) -> tuple[list[figures.Point], str]:

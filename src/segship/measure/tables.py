@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 
 def columns(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -16,6 +17,17 @@ def columns(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         return "  ".join(cells).rstrip()
 
     return "\n".join([text(lines[0]), text(["-" * w for w in widths]), *(text(line) for line in lines[1:])])
+
+
+def batch_lines(variants: Sequence[Any], names: Sequence[str]) -> list[str]:
+    """The table precision × batch of ``names``, where several batches were scored; no lines otherwise."""
+    rows = [
+        [v.precision, str(batch), *(f"{values[name]:.4f}" for name in names)]
+        for v in variants
+        for batch, values in v.by_batch.items()
+        if names
+    ]
+    return ["", columns(["precision", "batch", *names], rows)] if len(rows) > len(variants) else []
 
 
 def _is_number(cell: str) -> bool:

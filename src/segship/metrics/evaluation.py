@@ -6,9 +6,11 @@ two hashes a case.
 
 from __future__ import annotations
 
+import inspect
+import math
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -17,17 +19,22 @@ from numpy.typing import NDArray
 from segship.datasets import Case, Dataset
 from segship.datasets.dsb2018_splits import some
 from segship.errors import DatasetError, UsageError
-from segship.inference.images import Image, pixel_sha256
+from segship.inference.images import pixel_sha256
 from segship.inference.prediction import Prediction
 from segship.inference.predictor import Failure, Predictor
 from segship.inference.preprocess import prepare
+from segship.inference.volume_prediction import VolumePrediction
 from segship.manifest import Drop
 from segship.metrics import get_scorer
 from segship.metrics.bootstrap import paired_bootstrap, worst_case
 from segship.metrics.scores import CaseScore
 
 Progress = Callable[[int, int, str], None]
-OnCase = Callable[[Case, Prediction, CaseScore], None]
+BATCH = 8
+"""pictures in one call of the engine, unless the caller says otherwise"""
+AnyPrediction = Prediction | VolumePrediction
+OnCase = Callable[[Case, Any, CaseScore], None]
+"""(case, its Prediction or VolumePrediction, score)"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,53 +58,61 @@ class Evaluation:
     """averaged over cases, by threshold; empty in worlds without curves"""
     notes: tuple[str, ...] = ()
     """what was done to answers before they were scored"""
+    undefined: Mapping[str, float] = field(default_factory=dict)
+    """what a case's missing (NaN) number counts as in a comparison with one that is there; others are left out"""
+    batch: int | None = None
+    """pictures, or windows of a volume, in one call of the engine; None: its own choice"""
 
     @property
     def value(self) -> float:
         return self.metrics[self.metric]
 
     def per_case(self, metric: str | None = None) -> dict[str, float]:
-        """Case id -> score. UsageError for a metric that is pooled over batches and has no value per case."""
+        """Case id -> score, of the cases that have one (no Dice is where nothing is). UsageError for a metric that is
+        pooled over batches and has no value per case."""
         name = metric or self.metric
         if not all(name in score.values for score in self.scores):
             have = ", ".join(self.scores[0].values) if self.scores else "none"
             raise UsageError(f"metric '{name}' has no value per case; there are: {have}")
-        return {score.id: score.values[name] for score in self.scores}
+        return {score.id: score.values[name] for score in self.scores if not math.isnan(score.values[name])}
 
 
 def evaluate_cases(
     predictor: Predictor,
     dataset: Dataset,
     *,
-    batch: int = 8,
+    batch: int | None = None,
     calibration: Collection[str] | None = None,
     on_case: OnCase | None = None,
+    surface_mm: float | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Predict every case and score it with the package's own scorer.
 
     ``calibration``: hashes of pixels that this variant was calibrated on; None takes them from the package's
-    provenance. Raises DatasetError at the first case that is among them, for faulty ground truth, and when no case at
+    provenance. ``surface_mm`` asks for surface metrics at that tolerance, where the world has them. Raises DatasetError at the first case that is among them, for faulty ground truth, and when no case at
     all could be predicted; an unreadable input is a failure in the result.
     """
     manifest = predictor.package.manifest
     scorer = get_scorer(manifest.metric.scorer)
     if calibration is None:
         calibration = calibration_hashes(predictor.package.provenance(), predictor.precision)
+    scoring: dict[str, Any] = {} if surface_mm is None else {"surface_mm": surface_mm}
+    if scoring and "surface_mm" not in inspect.signature(scorer.score_case).parameters:
+        raise UsageError(f"there are no surface metrics for packages scored by {manifest.metric.scorer}")
     scores: list[CaseScore] = []
     failures: list[tuple[str, str]] = []
     pixels: dict[str, str] = {}
     start = time.perf_counter()
-    predictions = predictor.stream(_sources(dataset.cases), batch=batch, keep_images=True)
+    predictions = predictor.stream(_sources(dataset.cases), **_streaming(predictor, batch))
     for done, (case, found) in enumerate(zip(dataset.cases, predictions, strict=True)):
         if isinstance(found, Failure):
             failures.append((case.id, str(found)))
         else:
-            assert found.image is not None  # keep_images
-            pixels[case.id] = pixel_sha256(found.image.pixels)
+            pixels[case.id] = pixel_sha256(_as_read(found))
             if calibration:
-                _refuse(case.id, found.image, calibration, predictor)
-            score = scorer.score_case(found, case)
+                _refuse(case.id, pixels[case.id], found, calibration, predictor)
+            score = scorer.score_case(found, case, **scoring)
             scores.append(score)
             if on_case is not None:
                 on_case(case, found, score)
@@ -119,25 +134,48 @@ def evaluate_cases(
         seconds=time.perf_counter() - start,
         curves=scorer.mean_curves(scores) if hasattr(scorer, "mean_curves") else {},
         notes=scorer.notes(scores) if hasattr(scorer, "notes") else (),
+        undefined=getattr(scorer, "UNDEFINED", {}),
+        batch=batch,
     )
+
+
+def _streaming(predictor: Predictor, batch: int | None) -> dict[str, Any]:
+    """How `stream` is called: of volumes, a batch is one of windows."""
+    if predictor.manifest.input.kind == "image":
+        return {"batch": batch or BATCH, "keep_images": True}
+    tiles: Any = getattr(predictor, "tiles")  # noqa: B009
+    return {"tiles": replace(tiles, batch=batch or tiles.batch)}
+
+
+def _as_read(found: Prediction | VolumePrediction) -> NDArray[np.generic]:
+    """The input's values as the package's reader gives them."""
+    if isinstance(found, VolumePrediction):
+        return found.volume.channels
+    assert found.image is not None  # keep_images
+    return found.image.pixels
 
 
 def drop_against(fp32: Evaluation, variant: Evaluation, metric: str | None = None) -> Drop:
     """What a variant lost against fp32 on the same cases, as the manifest records it. Positive is a loss.
 
-    Raises UsageError when the two did not score the same cases of the same data set.
+    A case that has no number on one side counts as `Evaluation.undefined` says: where fp32 rightly finds nothing and
+    the variant something, that is a loss. Raises UsageError when the two did not score the same cases of the same data
+    set, and where no case has a number.
     """
     name = metric or fp32.metric
     if fp32.dataset_sha256 != variant.dataset_sha256:
         raise UsageError("a drop is between two evaluations of one data set; these two have different content hashes")
     before, after = fp32.per_case(name), variant.per_case(name)
-    if list(before) != list(after):
+    if [score.id for score in fp32.scores] != [score.id for score in variant.scores]:
         raise UsageError("a drop needs the same cases on both sides; one of them failed on some, see its failures")
+    if not before or not after:
+        raise UsageError(f"no case has a {name} on both sides, so there is no drop; evaluate on cases with foreground")
     if any(
         abs(found.metrics[name] - float(np.mean(list(of.values())))) > 1e-9
         for found, of in ((fp32, before), (variant, after))
     ):
         raise UsageError(f"'{name}' is pooled over all cases, so a drop of it has no interval; ask for another metric")
+    before, after = _filled(before, after, fp32.undefined.get(name), [score.id for score in fp32.scores])
     sign = 1 if fp32.higher_is_better else -1
     interval = paired_bootstrap([sign * before[i] for i in before], [sign * after[i] for i in before])
     worst = worst_case(before, after, fp32.higher_is_better)
@@ -153,6 +191,17 @@ def drop_against(fp32: Evaluation, variant: Evaluation, metric: str | None = Non
         dataset_sha256=fp32.dataset_sha256,
         engine=variant.engine,
     )
+
+
+def _filled(
+    before: Mapping[str, float], after: Mapping[str, float], stand_in: float | None, ids: Iterable[str]
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Both sides' numbers of the same cases: those that both have, and with ``stand_in`` those that one has."""
+    if stand_in is None:
+        kept = [i for i in ids if i in before and i in after]
+        return {i: before[i] for i in kept}, {i: after[i] for i in kept}
+    kept = [i for i in ids if i in before or i in after]
+    return {i: before.get(i, stand_in) for i in kept}, {i: after.get(i, stand_in) for i in kept}
 
 
 def calibration_hashes(provenance: Mapping[str, Any], precision: str | None = None) -> frozenset[str]:
@@ -175,8 +224,14 @@ def check_disjoint(provenance: Mapping[str, Any], hashes: Mapping[str, str], pre
         raise DatasetError(_overlap(both, precision or "a variant"))
 
 
-def _refuse(case_id: str, image: Image, calibration: Collection[str], predictor: Predictor) -> None:
-    if pixel_sha256(image.pixels) in calibration or pixel_sha256(prepare(image, predictor.manifest).x) in calibration:
+def _refuse(
+    case_id: str, digest: str, found: AnyPrediction, calibration: Collection[str], predictor: Predictor
+) -> None:
+    known = digest in calibration
+    if not known and isinstance(found, Prediction):
+        assert found.image is not None
+        known = pixel_sha256(prepare(found.image, predictor.manifest).x) in calibration
+    if known:
         raise DatasetError(_overlap([case_id], predictor.precision))
 
 

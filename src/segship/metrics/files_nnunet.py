@@ -113,15 +113,9 @@ def score_files(
 def _with_surfaces(
     score: CaseScore, wanted: LabelVolume, found: LabelVolume, rules: Rules, tolerance: float
 ) -> CaseScore:
-    masks = {key: (_mask(wanted.labels, key), _mask(found.labels, key)) for key in rules.keys}
-    if rules.ignore is not None:
-        used = wanted.labels != rules.ignore
-        masks = {key: (a & used, b & used) for key, (a, b) in masks.items()}
-    return nnunet.with_surfaces(score, masks, rules.keys, wanted.spacing, tolerance)
-
-
-def _mask(labels: NDArray[np.generic], key: Key) -> NDArray[np.bool_]:
-    return np.asarray(labels == key) if isinstance(key, int) else np.isin(labels, list(key))
+    masks = {key: (nnunet.mask_of(wanted.labels, key), nnunet.mask_of(found.labels, key)) for key in rules.keys}
+    used = None if rules.ignore is None else wanted.labels != rules.ignore
+    return nnunet.with_surfaces(score, masks, rules.keys, wanted.spacing, tolerance, used)
 
 
 # ------------------------------------------------------------------------------------------ what is counted

@@ -103,8 +103,12 @@ def with_surfaces(
     keys: Mapping[Key, str],
     spacing: Sequence[float],
     tolerance_mm: float,
+    used: NDArray[np.bool_] | None = None,
 ) -> CaseScore:
-    """The same with surface Dice and HD95; ``masks``: label or region -> (reference, prediction)."""
+    """The same with surface Dice and HD95; ``masks``: label or region -> (reference, prediction), looked at where
+    ``used``."""
+    if used is not None:
+        masks = {key: (reference & used, predicted & used) for key, (reference, predicted) in masks.items()}
     found = {key: surface_scores(*masks[key], spacing, tolerance_mm) for key in masks if key not in (0, (0,))}
     values = {name: nanmean([of[name] for of in found.values()]) for name in ("NSD", "HD95")}
     if len(found) > 1:
@@ -112,29 +116,47 @@ def with_surfaces(
     return replace(score, values=score.values | values)
 
 
-def score_case(prediction: VolumePrediction, case: Case) -> CaseScore:
-    """Score one prediction against the case's labels, both as the package's reader turns them."""
+def score_case(prediction: VolumePrediction, case: Case, *, surface_mm: float | None = None) -> CaseScore:
+    """Score one prediction against the case's labels, both as the package's reader turns them.
+
+    ``surface_mm`` adds surface Dice at that tolerance, and HD95.
+    """
     recipe = prediction.recipe
-    truth = case.read_labels(
-        reorient=recipe.input.kind == "volume" and recipe.input.reader.endswith("-reorient")
-    ).labels
+    reorient = recipe.input.kind == "volume" and recipe.input.reader.endswith("-reorient")
+    truth = case.read_labels(reorient=reorient).labels
     keys, ignore = keys_of(recipe), ignore_of(recipe)
-    if not isinstance(recipe.decode.decision, Threshold):
-        return score_arrays(case.id, truth, prediction.labels, keys, ignore)
-    found: dict[Key, Counts] = {}
-    for key, mask in zip(keys, prediction.masks, strict=True):  # independent classes may overlap
-        if mask.shape != truth.shape:
-            return score_arrays(case.id, truth, mask, keys, ignore)  # says what does not fit
-        ids = [key] if isinstance(key, int) else list(key)
-        wanted = np.isin(truth, ids).astype(np.uint8) if ignore is None else _with_ignored(truth, ids, ignore)
-        found[key] = confusion(wanted, mask.astype(np.uint8)).counts(1, None if ignore is None else 2)
-    return score_counts(case.id, found, keys)
+    if isinstance(recipe.decode.decision, Threshold):  # independent classes may overlap
+        found = dict(zip(keys, prediction.masks, strict=True))
+        shape = prediction.masks.shape[1:]
+    else:
+        found = {key: mask_of(prediction.labels, key) for key in keys} if surface_mm is not None else {}
+        shape = prediction.labels.shape
+    if shape != truth.shape or not isinstance(recipe.decode.decision, Threshold):
+        score = score_arrays(case.id, truth, prediction.labels, keys, ignore)
+    else:
+        counts = {
+            key: confusion(_with_ignored(truth, key, ignore), mask.astype(np.uint8)).counts(1, 2)
+            for key, mask in found.items()
+        }
+        score = score_counts(case.id, counts, keys)
+    if surface_mm is None:
+        return score
+    used = None if ignore is None else truth != ignore
+    masks = {key: (mask_of(truth, key), mask) for key, mask in found.items()}
+    return with_surfaces(score, masks, keys, prediction.spacing, surface_mm, used)
 
 
-def _with_ignored(truth: NDArray[np.generic], ids: Sequence[int], ignore: int) -> NDArray[np.uint8]:
-    wanted = np.isin(truth, list(ids)).astype(np.uint8)
-    wanted[truth == ignore] = 2
+def _with_ignored(truth: NDArray[np.generic], key: Key, ignore: int | None) -> NDArray[np.uint8]:
+    """1 where the label or region is, 2 where nothing is said."""
+    wanted = mask_of(truth, key).astype(np.uint8)
+    if ignore is not None:
+        wanted[truth == ignore] = 2
     return wanted
+
+
+def mask_of(labels: NDArray[np.generic], key: Key) -> NDArray[np.bool_]:
+    """Where a label or region is."""
+    return np.asarray(labels == key) if isinstance(key, int) else np.isin(labels, list(key))
 
 
 def keys_of(recipe: Recipe) -> dict[Key, str]:
