@@ -20,6 +20,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "serve": ("segship.cli.serve", "Answer over HTTP, with a page to try it"),
     "evaluate": ("segship.cli.measure", "Score a package on a data set, in its world's own metrics"),
     "score": ("segship.cli.measure", "Metrics from two folders of files, no package needed"),
+    "ensemble": ("segship.cli.ensemble", "Average nnU-Net's probability files, then labels"),
     "benchmark": ("segship.cli.measure", "Latency and throughput, side by side"),
     "report": ("segship.cli.measure", "One self-contained HTML page of a run"),
     "inspect": ("segship.cli.inspect", "What is inside a package (no engine needed)"),

@@ -55,14 +55,12 @@ def read_label_file(path: Path, *, reorient: bool = False) -> LabelVolume:
 
     Raises DatasetError, naming the file, for what is no label file.
     """
-    ending = ending_of(path.name)
-    if ending is None:
-        raise DatasetError(f"{path} is no label file; known endings are {', '.join(ENDINGS)}")
-    volume = _read(path, ending, reorient)
+    volume = read_as_volume(path, reorient=reorient)
     if len(volume.channels) != 1:
         raise DatasetError(f"{path} holds {len(volume.channels)} numbers a voxel, not one label; store it as grey")
     labels = whole_numbers(volume.channels[0], str(path))
-    affine = None if ending in PICTURE_ENDINGS or volume.geometry is None else volume.geometry.affine
+    picture = path.name.lower().endswith(PICTURE_ENDINGS)
+    affine = None if picture or volume.geometry is None else volume.geometry.affine
     return LabelVolume(labels=labels, spacing=volume.spacing, affine=affine)
 
 
@@ -78,7 +76,11 @@ def whole_numbers(values: NDArray[np.float32], what: str) -> NDArray[np.unsigned
     return labels
 
 
-def _read(path: Path, ending: str, reorient: bool) -> Volume:
+def read_as_volume(path: Path, *, reorient: bool = False) -> Volume:
+    """The file of labels with all that writing others in its place needs. DatasetError names the file."""
+    ending = ending_of(path.name)
+    if ending is None:
+        raise DatasetError(f"{path} is no label file; known endings are {', '.join(ENDINGS)}")
     reader: Reader = "simpleitk-reorient" if reorient else "simpleitk"
     if ending in PICTURE_ENDINGS:
         reader = "image-2d"
