@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from segship.inference.predictor import Predictor
     from segship.inference.verify import verify_package as verify
     from segship.measure.benchmark import benchmark
+    from segship.measure.ensemble import ensemble
     from segship.measure.evaluate import evaluate
     from segship.measure.report import report
     from segship.metrics.files import score_files as score
@@ -48,6 +49,7 @@ _LAZY = {
     "open_package": "segship.package:open_package",
     "export": "segship.convert.export:export",
     "compile": "segship.convert.precision:compile_package",
+    "ensemble": "segship.measure.ensemble:ensemble",
     "evaluate": "segship.measure.evaluate:evaluate",
     "benchmark": "segship.measure.benchmark:benchmark",
     "report": "segship.measure.report:report",
@@ -72,6 +74,7 @@ __all__ = [
     "benchmark",
     "compile",
     "doctor",
+    "ensemble",
     "evaluate",
     "export",
     "inspect",
