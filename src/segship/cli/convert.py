@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from segship.cli.options import IntList, NameList, Size, print_json, progress_bar, with_output
+from segship.cli.upstream_words import EXPORT, UpstreamWords
 from segship.errors import SourceError
 
 
@@ -48,8 +49,10 @@ def split_family_options(values: dict[str, Any]) -> dict[str, Any]:
     return {name: values.pop(name) for name in list(values) if name in names}
 
 
-class WithFamilyOptions(click.Command):
+class WithFamilyOptions(UpstreamWords):
     """A command that gains the families' options when it is parsed or shown, not when it is imported."""
+
+    words = EXPORT
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         own = {parameter.name for parameter in self.params}
@@ -90,7 +93,7 @@ def export(
     verbose: bool,
     **rest: Any,
 ) -> None:
-    """Turn SOURCE (checkpoint file, run folder, TorchScript or ONNX file) into a package, proved stage by stage.
+    """Turn SOURCE (checkpoint file, run or model folder, its zip, TorchScript or ONNX file) into a package, proved stage by stage.
 
     Nothing is written when an engine's answer differs from the source's beyond tolerance (exit code 3).
     """

@@ -1,4 +1,4 @@
-"""`segship predict`: images in, masks, cutouts or composites on each image's own grid out."""
+"""`segship predict`: images in, masks, cutouts or composites on each image's own grid out; volumes in, labels out."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from segship.cli import predict_volumes
 from segship.cli.options import PRECISION_HELP, print_json, progress_bar, with_engine, with_output
+from segship.cli.predict_volumes import with_volumes
+from segship.cli.upstream_words import UpstreamWords
 from segship.errors import UsageError
 
 if TYPE_CHECKING:
@@ -36,7 +39,7 @@ class OutputKind(click.Choice):
         return value
 
 
-@click.command()
+@click.command(cls=UpstreamWords)
 @click.argument("package", type=click.Path())
 @click.argument("inputs", nargs=-1, type=str)
 @click.option("-i", "--input", "more_inputs", multiple=True, help="A further file, folder or pattern.")
@@ -83,6 +86,7 @@ class OutputKind(click.Choice):
     "--max-pixels", type=click.IntRange(1), default=None, help="Refuse larger images before decoding [250 million]."
 )
 @click.option("--max-bytes", type=click.IntRange(1), default=None, help="Refuse larger files [1 GiB].")
+@with_volumes
 @with_engine
 @with_output
 def predict(
@@ -115,6 +119,7 @@ def predict(
     from segship.inference.images import DEFAULT_LIMITS, find_inputs
     from segship.inference.outputs import PredictOptions
     from segship.inference.predictor import Predictor
+    from segship.package import open_package
 
     if probabilities and probability_images:
         raise UsageError("choose one of --save-probabilities (npz) and --probability-images (PNG)")
@@ -122,6 +127,22 @@ def predict(
     if not wanted:
         raise UsageError("name at least one image, folder or pattern: segship predict PACKAGE INPUT... -o FOLDER")
     engine = {k: rest.pop(k) for k in ("engine", "device", "threads", "streams", "cache_dir")}
+    engine["streams"] = engine["streams"] or 1
+    limits = replace(DEFAULT_LIMITS, **{k: v for k, v in (("max_pixels", max_pixels), ("max_bytes", max_bytes)) if v})
+    for_volumes = predict_volumes.take_options(rest)
+    opened = open_package(package)
+    if opened.manifest.input.kind == "volume":
+        for_pictures = {k: rest.get(k) for k in (*_OUTPUT_OPTIONS, *_PICTURE_FLAGS)}
+        predict_volumes.refuse_for_volumes(for_pictures | {"probability_images": probability_images, "jpeg": jpeg})
+        if PIPE in wanted or out == PIPE:
+            raise UsageError("volumes are read from files and written into a folder; name both instead of -")
+        with Predictor.open(opened, precision=precision, limits=limits, **engine) as predictor:
+            found = predict_volumes.run(
+                predictor, wanted, Path(out), for_volumes, probabilities=probabilities, num_parts=rest["num_parts"],
+                part_id=rest["part_id"], resume=rest["resume"], quiet=quiet, silent=as_json,
+            )  # fmt: skip
+        return _say(found, out, as_json, quiet, unit="cases")
+    predict_volumes.refuse_for_pictures(for_volumes)
     output = _output_options({name: rest.pop(name) for name in _OUTPUT_OPTIONS})
     options = PredictOptions(
         batch=batch,
@@ -134,30 +155,34 @@ def predict(
     if piped:
         _check_pipe(wanted, out, options, as_json)
     paths = [] if PIPE in wanted else find_inputs(wanted)
-    engine["streams"] = engine["streams"] or 1
-    limits = replace(DEFAULT_LIMITS, **{k: v for k, v in (("max_pixels", max_pixels), ("max_bytes", max_bytes)) if v})
     if piped:
         batch = 1
-    with Predictor.open(package, precision=precision, batch=batch, limits=limits, **engine) as predictor:
+    with Predictor.open(opened, precision=precision, batch=batch, limits=limits, **engine) as predictor:
         if precision == "auto" and not quiet:
             click.echo(f"{predictor.precision}: {predictor.choice.reason}", err=True)
         if piped:
             return _through_pipe(predictor, paths, options, limits, quiet)
         with progress_bar(quiet) as progress:
             summary = predict_files(predictor, paths, Path(out), options, progress)
+    return _say(summary, out, as_json, quiet)
+
+
+def _say(summary: PredictSummary, out: str, as_json: bool, quiet: bool, unit: str = "images") -> int:
+    """Print how the run ended; the exit code."""
     if as_json:
         print_json(summary.as_dict())
     for name, message in summary.failed:
         click.echo(f"failed: {message if name in message else f'{name}: {message}'}", err=True)
     if not quiet and not as_json:
         _say_notes(summary.notes)
-        click.echo(f"{_in_words(summary)} -> {out}")
+        click.echo(f"{_in_words(summary, unit)} -> {out}")
     return 1 if summary.failed else 0
 
 
 # ------------------------------------------------------------------------------------------- kinds of output
 
 _MATTING = ("foreground_threshold", "background_threshold", "erode")
+_PICTURE_FLAGS = ("palette", "overlay", "instances", "stages", "raw")
 _OUTPUT_OPTIONS = ("kind", "background", "threshold", "clean_mask", "matting", *_MATTING, "cutout_style", "rgb_mask")
 
 
@@ -181,8 +206,10 @@ def _output_options(given: dict[str, Any]) -> OutputOptions:
     return OutputOptions(**given)
 
 
-def _in_words(summary: PredictSummary) -> str:
-    speed = f", {summary.images_per_second:.1f} images/s" if summary.images_per_second else ""
+def _in_words(summary: PredictSummary, unit: str = "images") -> str:
+    speed = (
+        f", {summary.images_per_second:.{1 if unit == 'images' else 2}f} {unit}/s" if summary.images_per_second else ""
+    )
     skipped = f", {summary.skipped} already there" if summary.skipped else ""
     failed = f", {len(summary.failed)} failed" if summary.failed else ""
     return f"{summary.done} done{skipped}{failed} in {summary.seconds:.1f} s{speed}"

@@ -24,11 +24,20 @@ class Case:
 
 
 def group_cases(inputs: Iterable[str | Path], spec: VolumeInput) -> list[Case]:
-    """The cases in folders and files, sorted by name; folders are not searched below their first level.
+    """As `find_cases`, but missing and surplus channels and two cases of one name are a UsageError, as is nothing found."""
+    cases, problems = find_cases(inputs, spec)
+    if problems:
+        more = f" (and {len(problems) - 5} more)" if len(problems) > 5 else ""
+        raise UsageError(f"{'; '.join(problems[:5])}{more}; {_rule(spec)}")
+    return cases
 
-    Files are matched by ``<case>_<4 digits><ending>``; where a case is one file, those without a number count too,
-    unless the folder has some with. Raises UsageError for missing and surplus channels, two cases of one name, a path
-    that is not there, or nothing found.
+
+def find_cases(inputs: Iterable[str | Path], spec: VolumeInput) -> tuple[list[Case], list[str]]:
+    """The cases in folders and files, sorted by name, and what is wrong with others, a line each.
+
+    Folders are not searched below their first level. Files are matched by ``<case>_<4 digits><ending>``; where a case is
+    one file, those without a number count too, unless the folder has some with. Raises UsageError for a path that is
+    not there, or nothing found.
     """
     found: dict[str, Case] = {}
     problems: list[str] = []
@@ -46,12 +55,9 @@ def group_cases(inputs: Iterable[str | Path], spec: VolumeInput) -> list[Case]:
             if case.name in found and found[case.name].files != case.files:
                 problems.append(f"two cases are called {case.name}")
             found[case.name] = case
-    if problems:
-        more = f" (and {len(problems) - 5} more)" if len(problems) > 5 else ""
-        raise UsageError(f"{'; '.join(problems[:5])}{more}; {_rule(spec)}")
-    if not found:
+    if not found and not problems:
         raise UsageError(f"no case found; {_rule(spec)}")
-    return [found[name] for name in sorted(found)]
+    return [found[name] for name in sorted(found)], problems
 
 
 def case_name(path: Path, ending: str) -> str:

@@ -75,7 +75,7 @@ def scores(
     if recipe.tiling is None:
         raise UsageError(f"package '{recipe.name}' has no tiling; the network takes a whole case at once")
     tiling = options.applied(recipe.tiling)
-    run = _Run(recipe=recipe, tiling=tiling, passes=passes, batch=_batch(options, tiling))
+    run = _Run(recipe=recipe, tiling=tiling, passes=passes, batch=batch_of(options, tiling))
     total = count_passes(x.shape[1:], tiling, len(passes))
     report = _counter(progress, total)
     if tiling.accumulator == "float16":  # upstream rounds a member's mean before it adds the next
@@ -96,7 +96,8 @@ class _Run:
         return self.recipe.network.outputs[0].channels
 
 
-def _batch(options: TileOptions, tiling: Tiling) -> int:
+def batch_of(options: TileOptions, tiling: Tiling) -> int:
+    """How many windows go through the network at once."""
     voxels = int(np.prod(tiling.window))
     return options.batch or max(1, min(16, BATCH_VOXELS // voxels))
 

@@ -15,8 +15,9 @@ import numpy as np
 from segship.errors import EngineError, InputError, PackageError, SegshipError, UsageError
 from segship.inference.pipeline import ordered_map
 from segship.inference.predictor import Failure, Predictor
+from segship.inference.volume_cases import Case
 from segship.inference.volume_chain import PreparedVolume, prepare_volume
-from segship.inference.volume_network import Progress, TileOptions, scores
+from segship.inference.volume_network import Progress, TileOptions, batch_of, scores
 from segship.inference.volume_prediction import VolumePrediction
 from segship.inference.volumes import Volume, read_labels, read_volume, sample_volume
 from segship.manifest import VolumeInput
@@ -73,12 +74,24 @@ class VolumePredictor(Predictor):
         """Read one case by the package's reading rules. Raises InputError."""
         if isinstance(source, Volume):
             return source
+        if isinstance(source, Case):
+            return read_volume(list(source.files), self._input(), self.limits, name=source.name)
         return read_volume(source, self._input(), self.limits, name=name)
 
     def prepare(self, source: VolumeSource) -> PreparedVolume:  # type: ignore[override]
         """Read and preprocess one case: what windows are cut from."""
         volume = self.read(source)
         return prepare_volume(volume, self.manifest, self._previous_labels(volume, None))
+
+    def run_one_window(self, tiles: TileOptions | None = None) -> None:
+        """Run the network once on an empty window (a full batch of them), so that its memory shows."""
+        options = tiles or self.tiles
+        tiling = self.manifest.tiling
+        assert tiling is not None
+        batch = min(batch_of(options, tiling), 2 ** len(options.applied(tiling).mirror_axes))
+        x = np.zeros((batch, self.manifest.network.input_channels, *tiling.window), np.float32)
+        for one in self._passes(options):
+            one(x)
 
     def golden_trace(self, sample: bytes) -> dict[str, np.ndarray]:
         """`trace` of a package's golden sample, without mirroring: eight times the work would prove nothing more."""
@@ -131,10 +144,12 @@ class VolumePredictor(Predictor):
         tiles: TileOptions | None = None,
         previous: Callable[[int], np.ndarray | Path | str | None] | None = None,
         progress: Progress | None = None,
+        overlap: bool = True,
     ) -> Generator[Any, None, None]:
-        """The chain under `stream`: reading, windows and ``finish`` overlap, two cases in memory at most.
+        """The chain under `stream`: the next case is read and the last one finished while one runs.
 
-        ``previous`` gives the first stage's labels for the case of a number, or None for the first stage to run.
+        Three cases are in memory at most, one without ``overlap``. ``previous`` gives the first stage's labels for the case of a
+        number, or None for the first stage to run. ``progress`` is told windows done, windows of this case, its name.
         """
 
         def read(numbered: tuple[int, VolumeSource]) -> CaseItem:
@@ -144,15 +159,16 @@ class VolumePredictor(Predictor):
             if item.error is not None or item.prepared is None:
                 return item
             try:
-                return replace(item, scores=self._scores(item.prepared, tiles, progress))
+                return replace(item, scores=self._scores(item.prepared, tiles, _named(progress, item.name)))
             except SegshipError as error:
                 return replace(item, error=error)
             except MemoryError:
                 return replace(item, error=_too_large(item.name))
 
-        items = ordered_map(read, enumerate(sources), workers=1, ahead=1)
+        ahead = 2 if overlap else 1
+        items = ordered_map(read, enumerate(sources), workers=1, ahead=ahead)
         found = ordered_map(infer, items, workers=1, ahead=1)
-        return ordered_map(finish, found, workers=1, ahead=1)
+        return ordered_map(finish, found, workers=1, ahead=ahead)
 
     def _read_case(
         self, number: int, source: VolumeSource, previous: Callable[[int], np.ndarray | Path | str | None] | None
@@ -241,10 +257,18 @@ class VolumePredictor(Predictor):
 
 def case_name(source: VolumeSource) -> str:
     """A case's name in messages: the first file's, without its channel number."""
+    if isinstance(source, Case):
+        return source.name
     first = source[0] if isinstance(source, Sequence) and not isinstance(source, str) and source else source
     if isinstance(first, Volume):
         return first.name
     return str(first) if isinstance(first, str | Path) else "array"
+
+
+def _named(progress: Progress | None, name: str) -> Progress | None:
+    if progress is None:
+        return None
+    return lambda done, total, _: progress(done, total, name)
 
 
 def _too_large(name: str) -> InputError:
