@@ -168,8 +168,8 @@ class Clip(_Strict):
 class ZScore(_Strict):
     """``(x - mean) / max(std, eps)`` or ``/ (std + eps)``; statistics of the volume itself where not given.
 
-    ``mask`` nonzero: statistics and change are limited to the voxels that are not zero in any channel (in a volume:
-    to the hole-filled mask of the step crop_to_nonzero).
+    ``mask`` nonzero: statistics and change are limited to what is not zero: in a volume to the hole-filled mask of the
+    step crop_to_nonzero, in a picture to the channel's own pixels.
     """
 
     step: Literal["zscore"] = "zscore"

@@ -226,7 +226,8 @@ def _clip(x: np.ndarray, step: Clip, axis: int) -> np.ndarray:
 
 
 def _zscore(x: np.ndarray, step: ZScore, axis: int) -> np.ndarray:
-    zscore(_channel(x, step.channel, axis, step.step), step, (x != 0).any(axis=axis))
+    plane = _channel(x, step.channel, axis, step.step)
+    zscore(plane, step, plane != 0)
     return x
 
 
