@@ -195,3 +195,42 @@ def test_pictures_are_scored_too(segship: Call, tmp_path: Path) -> None:
     code, text, _ = segship("score", "nnunet", tmp_path / "gt", tmp_path / "pred", "-l", 1, 2, "--surface")
     assert code == 0
     assert "HD95 are in pixels" in text
+
+
+# ----------------------------------------------------------------------------------------------- evaluate
+
+
+def test_evaluate_takes_nnunets_words(segship: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tiny_volume import volume_package
+
+    monkeypatch.setenv("SEGSHIP_CACHE_DIR", str(tmp_path / "cache"))
+    data = raw_data(tmp_path / "Dataset003_Liver")
+    volume_package(tmp_path / "net.segship")
+    splits = write_json(tmp_path / "my_splits.json", [{"train": ["liver_2"], "val": ["liver_1"]}])
+    code, text, said = segship(
+        "evaluate", tmp_path / "net.segship", data, "--disable_tta", "-step_size", 1, "--batch", "1,2", "--splits", splits,
+        "--format", "v1", "--surface", "--tolerance", 2, "-o", tmp_path / "out", "--json",
+    )  # fmt: skip
+    assert code == 0, said
+    found = json.loads(text)
+    assert found["layout"] == "nnunet"
+    assert found["metrics"]["Dice"] > 0.9
+    assert found["metrics"]["NSD"] > 0.9
+    assert set(found["variants"][0]["metrics_by_batch"]) == {"1", "2"}
+    assert "1 of 3 cases were trained on (by folds 0; liver_2; my_splits.json)" in found["notes"][0]
+    assert "results" in json.loads((tmp_path / "out" / "fp32" / "summary.json").read_text())
+
+
+@pytest.mark.slow
+def test_the_trained_model_scores_as_upstream_says(
+    segship: Call, shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SEGSHIP_CACHE_DIR", str(tmp_path / "cache"))
+    trained = shared / "reference" / "nnunet_v2_trained"
+    package = tmp_path / "nuclei.segship"
+    assert segship("export", next(trained.glob("nnUNet*")), "-o", package, "-q")[0] == 0
+    found = json.loads(segship("evaluate", package, trained, "--json")[1])
+    wanted = json.loads((trained / "dice.json").read_text())["pred"]["mean_dice"]["1"]
+    assert found["cases"] == 8
+    assert found["metrics"]["Dice"] >= 0.900
+    assert found["metrics"]["Dice"] == pytest.approx(wanted, abs=5e-4)

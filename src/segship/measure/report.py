@@ -170,7 +170,8 @@ def _score_table(data: Mapping[str, Any]) -> dict[str, Any] | None:
     rows = [row for row in data["variants"] if row.get("metrics")]
     if not rows or not (hasattr(scorer, "mean_curves") or hasattr(scorer, "TABLE")):
         return None
-    found = rows[0]["metrics"]
+    order = {name: place for place, name in enumerate(scorer.METRICS)}  # JSON keeps names in alphabetic order
+    found = sorted(rows[0]["metrics"], key=lambda name: (order.get(name, len(order)), name))
     return {
         "names": [story.name_of(row, data["variants"]) for row in rows],
         "lower": next((name for name in LOWER_IS_BETTER if name in found), None),
