@@ -110,8 +110,13 @@ def test_shapes_that_differ_are_one_line() -> None:
 
 # ------------------------------------------------------------------------------------- any pair of arrays
 
-labels = arrays(np.uint16, (2, 4, 5), elements=st.sampled_from([0, 1, 2, 3, 700]))
-some_key = st.one_of(st.sampled_from([1, 2, 700, 9]), st.sets(st.sampled_from([1, 2, 3, 700]), min_size=1).map(tuple))
+labels = st.one_of(
+    arrays(np.uint16, (2, 4, 5), elements=st.sampled_from([0, 1, 2, 3, 255, 700])),
+    arrays(np.uint8, (2, 4, 5), elements=st.sampled_from([0, 1, 2, 3, 255])),
+)
+some_key = st.one_of(
+    st.sampled_from([1, 2, 255, 700, 9]), st.sets(st.sampled_from([1, 2, 3, 255, 700]), min_size=1).map(tuple)
+)
 SETTINGS = settings(max_examples=60, deadline=None)
 
 
