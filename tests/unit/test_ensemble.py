@@ -260,3 +260,29 @@ def test_many_classes_are_never_in_memory_together(tmp_path: Path) -> None:
     mean = (softmax(0, classes, shape) + softmax(1, classes, shape)) / 2
     assert np.array_equal(read_as_volume(tmp_path / "out" / "x.nii").channels[0], mean.argmax(axis=0))
     assert peak < 10 * 4 * np.prod(shape), "a few classes, not forty"
+
+
+@pytest.mark.parametrize("reader", ["nibabel-reorient", "simpleitk-reorient", "simpleitk"])
+@pytest.mark.parametrize("labels_beside", [True, False])
+def test_what_predict_leaves_is_what_ensemble_takes(
+    segship: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reader: str, labels_beside: bool
+) -> None:
+    monkeypatch.setenv("SEGSHIP_CACHE_DIR", str(tmp_path / "cache"))
+    package = volume_package(tmp_path / "net.segship", reader=reader)
+    image = np.random.default_rng(0).integers(0, 3, (6, 7, 8)).astype(np.int16) * 60
+    write_nifti(tmp_path / "cases" / "x_0000.nii.gz", image, OBLIQUE)
+    for name in "AB":
+        code, _, said = segship(
+            "predict", package.path, "-i", tmp_path / "cases", "-o", tmp_path / name, "--save-probabilities"
+        )
+        assert code == 0, said
+    wanted = stored(tmp_path / "A" / "x.nii.gz")
+    if not labels_beside:
+        for name in "AB":
+            (tmp_path / name / "x.nii.gz").unlink()
+    result = ensemble([tmp_path / "A", tmp_path / "B"], tmp_path / "out", package=package.path)
+    assert result.failed == ()
+    found = stored(tmp_path / "out" / "x.nii.gz")
+    assert np.array_equal(found[0], wanted[0])
+    assert np.array_equal(found[0].T, image // 60), "voxel by voxel the painted classes"
+    assert np.allclose(found[1], wanted[1], atol=1e-5)
