@@ -190,6 +190,11 @@ def _as_file(case: Case, folder: Path) -> Path:
     source = case.read_image()
     if isinstance(source, Path):
         return source.resolve()
+    if isinstance(source, list):
+        raise UsageError(
+            f"case {case.id} has {len(source)} files, one a channel, which `segship run` does not take; type export, "
+            "compile, evaluate and predict one by one"
+        )
     path = folder / f"{case.id}.png"
     if not path.exists():
         write_bytes(path, source)
