@@ -118,6 +118,8 @@ def test_every_member_is_in_every_precision(made: Made) -> None:
     assert fp32 is not None
     assert bf16 is not None
     assert bf16.graphs == fp32.graphs
+    shares = {record.engine: record.convolution_share for record in made.compiled["int8"].variant.executed}
+    assert shares.get("openvino", {"i8": 1.0}).get("i8", 0) > 0, "int8 ran in float"
     for precision, result in made.compiled.items():
         assert all(row.passed for row in result.checks), precision
 

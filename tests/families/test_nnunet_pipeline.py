@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import pickle
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from PIL import Image
 from seeded import State
 
 from segship.convert.export import export
+from segship.convert.precision import compile_package
 from segship.inference.predictor import Predictor
 from segship.inference.volume_batch import CaseOptions, predict_cases
 from segship.inference.volume_network import TileOptions
@@ -229,3 +232,30 @@ def test_all_cases_of_the_trained_folder_and_their_dice(
     assert len(cases) == 8
     assert abs(trained(shared, trained_package, cases, tmp_path, mirror) - wanted) <= 0.0005
     assert json.loads((tmp_path / "segship-run.json").read_text())["result"]["done"] == 8
+
+
+@pytest.mark.slow
+def test_int8_loses_little_and_runs_in_integers(shared: Path, trained_package: Path, tmp_path: Path) -> None:
+    """Calibrated on pictures of the training world, none of them a test case."""
+    folder = shared / "reference" / "nnunet_v2_trained"
+    cases = [path.stem for path in sorted((folder / "labels").glob("*.png"))]
+    images = tmp_path / "calibration"
+    images.mkdir()
+    with zipfile.ZipFile(shared / "data" / "dsb2018" / "stage1_train.zip") as archive:
+        names = sorted(name for name in archive.namelist() if "/images/" in name and name.endswith(".png"))
+        for name in names[::8]:
+            case = f"nuc_{Path(name).stem[:8]}"
+            if case not in cases:
+                Image.open(io.BytesIO(archive.read(name))).convert("RGB").save(images / f"{case}_0000.png")
+    result = compile_package(
+        trained_package, "int8", calibrate=images, engines=["openvino"], output=tmp_path / "int8.segship"
+    )
+    assert result.variant.executed[0].convolution_share.get("i8", 0) > 0.8
+    with Predictor.open(tmp_path / "int8.segship", precision="int8") as predictor:
+        assert isinstance(predictor, VolumePredictor)
+        dice = []
+        for case in cases:
+            found = predictor(folder / "images" / f"{case}_0000.png").labels[0]
+            truth = np.asarray(Image.open(folder / "labels" / f"{case}.png"))
+            dice.append(2 * np.sum((found == 1) & (truth == 1)) / (np.sum(found == 1) + np.sum(truth == 1)))
+    assert np.mean(dice) >= 0.90067 - 0.005
