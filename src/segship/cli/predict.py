@@ -39,6 +39,17 @@ class OutputKind(click.Choice):
         return value
 
 
+MANY = 4
+"""from so many pictures on, two inferences in flight gain more than opening the second stream costs"""
+
+
+def streams_for(inputs: int) -> int:
+    """How many inferences to keep in flight: the answers are the same bytes, many pictures are done sooner with two."""
+    from segship.engines.processor import processor
+
+    return 2 if inputs >= MANY and processor().cores > 1 else 1
+
+
 @click.command(cls=UpstreamWords)
 @click.argument("package", type=click.Path())
 @click.argument("inputs", nargs=-1, type=str)
@@ -127,7 +138,6 @@ def predict(
     if not wanted:
         raise UsageError("name at least one image, folder or pattern: segship predict PACKAGE INPUT... -o FOLDER")
     engine = {k: rest.pop(k) for k in ("engine", "device", "threads", "streams", "cache_dir")}
-    engine["streams"] = engine["streams"] or 1
     limits = replace(DEFAULT_LIMITS, **{k: v for k, v in (("max_pixels", max_pixels), ("max_bytes", max_bytes)) if v})
     for_volumes = predict_volumes.take_options(rest)
     opened = open_package(package)
@@ -136,6 +146,7 @@ def predict(
         predict_volumes.refuse_for_volumes(for_pictures | {"probability_images": probability_images, "jpeg": jpeg})
         if PIPE in wanted or out == PIPE:
             raise UsageError("volumes are read from files and written into a folder; name both instead of -")
+        engine["streams"] = engine["streams"] or 1
         with Predictor.open(opened, precision=precision, limits=limits, **engine) as predictor:
             found = predict_volumes.run(
                 predictor, wanted, Path(out), for_volumes, probabilities=probabilities, num_parts=rest["num_parts"],
@@ -157,6 +168,7 @@ def predict(
     paths = [] if PIPE in wanted else find_inputs(wanted)
     if piped:
         batch = 1
+    engine["streams"] = engine["streams"] or streams_for(len(paths))
     with Predictor.open(opened, precision=precision, batch=batch, limits=limits, **engine) as predictor:
         if precision == "auto" and not quiet:
             click.echo(f"{predictor.precision}: {predictor.choice.reason}", err=True)
