@@ -180,7 +180,8 @@ class ZScore(_Strict):
     epsilon_rule: Literal["maximum", "add"]
     mask: Literal["none", "nonzero"]
     outside_mask: Literal["keep", "zero"] = Field(
-        default="keep", description="zero: what lies outside the non-zero mask becomes 0 afterwards, whatever `mask` says"
+        default="keep",
+        description="zero: what lies outside the non-zero mask becomes 0 afterwards, whatever `mask` says",
     )
     between: tuple[float, float] | None = Field(
         default=None, description="statistics over values strictly between these two only"

@@ -314,7 +314,7 @@ def test_avif(monkeypatch: pytest.MonkeyPatch) -> None:
         data = encode(smooth, "AVIF", quality=100)
         assert np.abs(read_image(data, RGB).pixels.astype(int) - smooth).max() <= 5
     monkeypatch.setattr(features, "check", lambda name: False)
-    with pytest.raises(InputError, match="AVIF.*JPEG or PNG"):
+    with pytest.raises(InputError, match=r"AVIF.*JPEG or PNG"):
         read_image(b"\0\0\0\x1cftypmif1\0\0\0\0mif1avifmiaf" + bytes(40), RGB)
 
 

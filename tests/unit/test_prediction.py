@@ -120,6 +120,7 @@ def test_network_grid() -> None:
     found = predict(raw, NUCLEI, grid="network")
     assert found.size_hw == (8, 8)
     assert (found.masks == (raw > 0)).all()
+    assert repr(found) == f"Prediction({found.name!r}, 8x8, {len(NUCLEI.labels)} labels, grid='network')", "no pixels"
     assert found.on_grid("network") is found
     assert found.on_grid("input").masks.shape == (1, 20, 30)
     for call in (lambda: found.on_grid("world"), lambda: predict(raw, NUCLEI, grid="world")):  # type: ignore[arg-type]

@@ -62,7 +62,7 @@ def decode(
     return Prediction(outputs=tuple(outputs), frame=frame, recipe=recipe, grid=grid, activated=activated, image=image)
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Prediction:
     """What the network says about one picture, on the picture's own grid (or the network's, see `on_grid`)."""
 
@@ -74,6 +74,10 @@ class Prediction:
     activated: bool = False
     image: Image | None = None
     """the decoded picture, kept for overlays and cutouts where it was asked for"""
+
+    def __repr__(self) -> str:
+        height, width = self.size_hw
+        return f"Prediction({self.name!r}, {height}x{width}, {len(self.recipe.labels)} labels, grid={self.grid!r})"
 
     @property
     def name(self) -> str:
