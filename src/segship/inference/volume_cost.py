@@ -60,7 +60,7 @@ def cost_of(files: Sequence[Path], recipe: Recipe, tiles: TileOptions, *, probab
     read = 4 * channels * voxels
     prepared = 4 * recipe.network.input_channels * math.prod(grid)
     reading = 2 * read + 2 * voxels + prepared + 16 * max(voxels, math.prod(grid))  # one channel in float64, twice
-    running = read + 2 * prepared + 4 * (classes + 1) * cells
+    running = read + 2 * prepared + 4 * (classes + 1) * cells + 4 * classes * math.prod(grid)  # the mean, cut back
     writing = read + prepared + 4 * classes * cells + 12 * voxels
     writing += 8 * classes * voxels if probabilities else 0
     return Cost(
