@@ -13,8 +13,10 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from tiny_branches import branches_package, photo_folder
 from tiny_package import cell_folder, tiny_package
 
+from segship.convert.precision import compile_package
 from segship.errors import EngineError, PrecisionMissing, UsageError
 from segship.inference.predictor import Predictor
 from segship.manifest import Drop
@@ -120,6 +122,37 @@ def test_answers_are_compared_before_times(package: Package, tmp_path: Path) -> 
     text = result.as_text()
     assert text.index("labels equal") < text.index("p50 ms")
     assert result.rows[0].files == {}
+
+
+def test_the_table_of_network_precision_and_batch(package: Package) -> None:
+    result = benchmark(package, engine="fake", batch=(1, 4, 8), files=False, **QUICK)
+    header, _, fp32, int8 = result.rate_table().splitlines()
+    assert header.split("  ")[0] == "network img/s"
+    assert [f"batch {size}" in header for size in (1, 4, 8)] == [True] * 3
+    assert fp32.startswith("one convolution  fake fp32")
+    assert int8.startswith("one convolution  fake int8")
+    assert f"{result.rows[0].network[4].rate:.2f}" in fp32
+    assert int8.rstrip().endswith("i8 100%"), "what executed stands beside the rate"
+    assert result.rate_table() in result.as_text()
+
+
+def test_maps_are_compared_by_their_difference(tmp_path: Path) -> None:
+    pytest.importorskip("nncf")
+    made = branches_package(tmp_path / "net.segship")
+    training = photo_folder(tmp_path / "photos", 6)
+    made = compile_package(made, "int16", calibrate=training, engines=["openvino", "onnxruntime"]).package
+    result = benchmark(made, training, against=("onnxruntime",), batch=(1,), files=False, **QUICK)
+    rows = {row.setting.label: row for row in result.rows}
+    assert rows["openvino fp32"].map_difference == 0
+    moved = rows["onnxruntime int16"].map_difference
+    assert moved is not None
+    assert 0 < moved < 5e-3
+    assert {row.label_agreement for row in result.rows} == {None}
+    text = result.as_text()
+    assert "mean |Δ| of maps" in text
+    assert "f32 100% between 16-bit roundings" in text
+    assert "f32 100%, weights of 16 bits" in text
+    assert json.loads(json.dumps(result.as_dict()))["variants"][0]["map_difference"] == 0
 
 
 def test_golden_sample_stands_in_for_files(package: Package) -> None:

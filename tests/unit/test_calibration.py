@@ -8,13 +8,17 @@ import cv2
 import numpy as np
 import pytest
 from packages import manifest_data
+from tiny_branches import branches_package
 
 from segship.convert.calibration import load_calibration, without_overlap
 from segship.datasets import open_dataset
+from segship.engines.fake import FakeSession
 from segship.errors import DatasetError, InputError, UsageError
 from segship.inference.images import read_image
+from segship.inference.predictor import Predictor
 from segship.inference.preprocess import prepare
 from segship.manifest import Manifest, Recipe
+from segship.package import update_package
 
 
 @pytest.fixture
@@ -48,6 +52,48 @@ def test_a_folder_is_searched_and_prepared_as_prediction_does(folder: Path, reci
     assert (record["images"], record["available"], len(record["pixel_sha256"])) == (5, 5, 5)
     # the identity is of the set, not of its order or names
     assert record["sha256"] == load_calibration(folder, recipe).sha256
+
+
+@pytest.mark.parametrize("order", ["rgb", "bgr"])
+def test_colours_are_calibrated_in_the_order_of_inference(
+    order: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A red picture: what calibration hands the quantiser is what a prediction hands the engine, channel by channel."""
+    pytest.importorskip("onnx")
+    package = branches_package(tmp_path / "net.segship")
+    if order == "bgr":
+        source = package.manifest.input.model_copy(update={"reader": "opencv:color", "channel_order": "bgr"})
+        package = update_package(package, manifest=package.manifest.model_copy(update={"input": source}))
+    red = np.zeros((30, 40, 3), np.uint8)
+    red[..., 2] = 250
+    cv2.imwrite(str(tmp_path / "red.png"), red)
+    np.savez(tmp_path / "red.npz", red=red[..., ::-1])
+    seen: list[np.ndarray] = []
+    run = FakeSession.run
+    monkeypatch.setattr(FakeSession, "run", lambda self, x: (seen.append(x.copy()), run(self, x))[1])
+    with Predictor.open(package, engine="fake") as predictor:
+        predictor(tmp_path / "red.png")
+    for file in ("red.png", "red.npz"):
+        found = load_calibration(tmp_path / file, package.manifest.recipe).inputs
+        np.testing.assert_array_equal(found, seen[0])
+        assert not np.array_equal(found, seen[0][:, ::-1]), "the other order is another input"
+    bright, dark = (0, 2) if order == "rgb" else (2, 0)
+    assert found[0, bright].min() > 1 > -1 > found[0, dark].max()
+
+
+def test_pictures_are_held_out_evenly_and_not_calibrated_on(folder: Path, recipe: Recipe) -> None:
+    found = load_calibration(folder, recipe, hold_out=True)
+    assert [name for name, _ in found.held_out] == ["0.png"]
+    assert found.names == ("1.png", "2.png", "3.png", "4.bmp")
+    assert found.available == 5
+    for seed in range(20, 120):
+        cv2.imwrite(str(folder / f"{seed}.png"), picture(seed, 8, 8))
+    many = load_calibration(folder, recipe, hold_out=True, subset=10)
+    assert len(many.held_out) == 16
+    assert len(many.names) == 10
+    assert not {name for name, _ in many.held_out} & set(many.names)
+    assert load_calibration(folder / "0.png", recipe, hold_out=True).held_out == ()
+    assert load_calibration(folder, recipe).held_out == ()
 
 
 def test_a_list_is_relative_to_its_folder(folder: Path, recipe: Recipe) -> None:

@@ -12,59 +12,13 @@ onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
+from tiny_branches import SIZE, network  # noqa: E402
 
 from segship.convert import int16, layers, onnx_graph, onnx_sizes, qdq, quantize  # noqa: E402
 from segship.engines import SessionOptions, open_session  # noqa: E402
 from segship.errors import UsageError  # noqa: E402
 
 ENGINES = ("openvino", "onnxruntime", "pytorch")
-SIZE = 24
-
-
-def network(size: int | None = SIZE, *, pooled: int = 12, transposed: bool = False) -> Any:
-    """down → pool → bottom → up to the skip's size → joined → head → sigmoid; the names are 'block.layer'."""
-    random = np.random.default_rng(5)
-    constants: list[Any] = []
-    nodes: list[Any] = []
-
-    def conv(name: str, x: str, taken: int, given: int, kernel: int = 3, relu: bool = True) -> str:
-        # output channels of very different size: one scale for all would show
-        weight = random.normal(size=(given, taken, kernel, kernel)) * np.geomspace(0.05, 1, given)[:, None, None, None]
-        weight /= np.sqrt(taken * kernel**2 / 4)
-        constants.append(numpy_helper.from_array(weight.astype(np.float32), f"{name}.weight"))
-        constants.append(numpy_helper.from_array(random.normal(size=given).astype(np.float32) * 0.1, f"{name}.bias"))
-        inputs, pads = [x, f"{name}.weight", f"{name}.bias"], [kernel // 2] * 4
-        nodes.append(helper.make_node("Conv", inputs, [f"{name}.out"], name=name, pads=pads))
-        if relu:
-            nodes.append(helper.make_node("Relu", [f"{name}.out"], [f"{name}.relu"], name=f"{name}.relu"))
-        return f"{name}.{'relu' if relu else 'out'}"
-
-    skip = conv("down.conv2", conv("down.conv1", "x", 3, 8), 8, 8)
-    window = [SIZE // pooled] * 2
-    nodes.append(helper.make_node("MaxPool", [skip], ["pool"], name="pool", kernel_shape=window, strides=window))
-    deep = conv("bottom.conv2", conv("bottom.conv1", "pool", 8, 8), 8, 8)
-    if transposed:
-        weight = random.normal(size=(8, 8, 2, 2)).astype(np.float32) * 0.3
-        constants.append(numpy_helper.from_array(weight, "lift.weight"))
-        made = helper.make_node("ConvTranspose", [deep, "lift.weight"], ["up"], name="up.lift", strides=[2, 2])
-    else:
-        attributes = {"mode": "linear", "coordinate_transformation_mode": "half_pixel"}
-        constants.append(numpy_helper.from_array(np.array([SIZE, SIZE], np.int64), "sizes"))
-        made = helper.make_node("Resize", [deep, "", "", "sizes"], ["up"], name="resize", axes=[2, 3], **attributes)
-    nodes.append(made)
-    nodes.append(helper.make_node("Concat", ["up", skip], ["joined"], name="join", axis=1))
-    last = conv("up.conv2", conv("up.conv1", "joined", 16, 8), 8, 8)
-    conv("side", last, 8, 2, relu=False)
-    conv("head", "side.out", 2, 1, kernel=1, relu=False)
-    nodes.append(helper.make_node("Sigmoid", ["head.out"], ["y"], name="sigmoid"))
-    value = helper.make_tensor_value_info
-    graph = helper.make_graph(
-        nodes, "network", [value("x", TensorProto.FLOAT, ["n", 3, size, size])],
-        [value("y", TensorProto.FLOAT, ["n", 1, None, None])], constants,
-    )  # fmt: skip
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
-    onnx.checker.check_model(model)
-    return model
 
 
 def pictures(count: int = 4, seed: int = 0) -> np.ndarray:
@@ -94,7 +48,7 @@ def test_int16_is_rounding_around_float32(engine: str, transposed: bool, tmp_pat
     model, x = network(transposed=transposed), pictures()
     made = int16.quantize(model, int16.activation_ranges(model, x, "onnxruntime"))
     difference = np.abs(run(made, x, engine, tmp_path, "int16") - run(model, x, engine, tmp_path)).max()
-    assert 0 < difference <= 2e-4
+    assert 0 < difference <= 2e-3
     record = executed(made, engine, tmp_path, "int16")
     assert record.convolution_share == {"f32": 1.0}
     # OpenVINO drops a rounding to 65536 levels from the graph that it runs
@@ -117,7 +71,7 @@ def test_int16_weights_are_whole_numbers_of_each_output_channel() -> None:
         assert whole.dtype == np.int16
         assert np.abs(whole).max(axis=tuple(i for i in range(4) if i != axis)).tolist() == [32767] * len(scale)
         back = whole * scale.reshape([-1 if i == axis else 1 for i in range(4)])
-        assert np.abs(back - before[name]).max() <= scale.max() / 2 * 1.001
+        assert np.abs(back - before[name]).max() <= scale.max() * 1.001, "no further than one of two neighbours"
         assert name not in after, "the float32 weight stays behind"
     assert len([n for n in made.graph.node if n.op_type == "QuantizeLinear"]) == len(_inputs(model))
 
@@ -146,14 +100,32 @@ def test_int16_keeps_layers_in_float_and_finds_its_ranges(tmp_path: Path) -> Non
         int16.activation_ranges(model, x, "onnxruntime")
 
 
-def test_int16_has_room_above_what_calibration_saw(tmp_path: Path) -> None:
+def test_int16_has_room_above_what_calibration_saw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, x = network(), pictures()
+    ranges = int16.activation_ranges(model, x, "onnxruntime")
+
+    def error() -> float:
+        made = run(int16.quantize(model, ranges), 1.8 * x, "onnxruntime", tmp_path, "int16")
+        return float(np.abs(made - run(model, 1.8 * x, "onnxruntime", tmp_path)).max())
+
+    with_room = error()
+    monkeypatch.setattr(int16, "HEADROOM", 1.0)
+    assert with_room <= 2e-3
+    assert error() > 10 * with_room, "values beyond the range are cut off"
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_biases_larger_than_their_layers_steps_are_kept(engine: str, tmp_path: Path) -> None:
+    """ONNX Runtime 1.31 would quantise a float32 bias in steps of both scales' product, and cut it off at 2**31."""
+    model, x = network(), 1e-3 * pictures()
+    for initializer in model.graph.initializer:
+        if initializer.name == "down.conv1.bias":
+            initializer.CopyFrom(numpy_helper.from_array(np.float32([3, -2, 5, 1, 4, -1, 2, 6]), initializer.name))
+        if initializer.name == "down.conv1.weight":
+            tiny = 1e-3 * numpy_helper.to_array(initializer)
+            initializer.CopyFrom(numpy_helper.from_array(tiny, initializer.name))
     made = int16.quantize(model, int16.activation_ranges(model, x, "onnxruntime"))
-    brighter = 1.8 * x
-    moved = np.abs(
-        run(made, brighter, "onnxruntime", tmp_path, "int16") - run(model, brighter, "onnxruntime", tmp_path)
-    )
-    assert moved.max() <= 2e-4
+    assert np.abs(run(made, x, engine, tmp_path, "int16") - run(model, x, engine, tmp_path)).max() <= 2e-3
 
 
 def test_a_dead_layer_is_quantised_without_dividing_by_zero(tmp_path: Path) -> None:
@@ -164,7 +136,7 @@ def test_a_dead_layer_is_quantised_without_dividing_by_zero(tmp_path: Path) -> N
             initializer.CopyFrom(numpy_helper.from_array(zeros, initializer.name))
     made = int16.quantize(model, int16.activation_ranges(model, x, "onnxruntime"))
     for engine in ENGINES:
-        assert np.abs(run(made, x, engine, tmp_path, "int16") - run(model, x, engine, tmp_path)).max() <= 1e-3
+        assert np.abs(run(made, x, engine, tmp_path, "int16") - run(model, x, engine, tmp_path)).max() <= 2e-3
 
 
 def test_a_graph_of_fixed_batch_is_calibrated_too() -> None:

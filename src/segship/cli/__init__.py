@@ -15,7 +15,7 @@ from segship.errors import SegshipError
 VERBS: dict[str, tuple[str, str]] = {
     "run": ("segship.cli.run", "Everything in one go: export, precisions, scores, speed, report"),
     "export": ("segship.cli.convert", "Checkpoint or model folder -> verified package"),
-    "compile": ("segship.cli.convert", "Add a precision (fp16, bf16, int8) to a package"),
+    "compile": ("segship.cli.convert", "Add a precision (fp16, bf16, int8, int16) to a package"),
     "predict": ("segship.cli.predict", "Images -> masks; folders, resume, progress"),
     "serve": ("segship.cli.serve", "Answer over HTTP, with a page to try it"),
     "evaluate": ("segship.cli.measure", "Score a package on a data set, in its world's own metrics"),

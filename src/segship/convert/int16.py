@@ -1,7 +1,7 @@
 """int16: 16-bit Quantize and Dequantize nodes around convolutions, ONNX opset 21.
 
 Activations are rounded symmetrically per tensor, with room above the largest magnitude that calibration saw; weights
-are stored as int16 with one scale an output channel; biases and everything that is no convolution stay float32. No engine of
+are stored as int16 with one scale an output channel, biases as int32; everything that is no convolution stays float32. No engine of
 today has 16-bit integer convolutions: the arithmetic between the roundings is float32. What this gives are the
 numerics of 16-bit fixed point (``qint16_mixed_float32`` of Cambricon/magicmind_cloud) and half the file.
 
@@ -18,7 +18,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from segship.convert import onnx_graph
+from segship.convert import onnx_graph, rounding
 from segship.convert.layers import check_layers
 from segship.engines import SessionOptions, open_session
 from segship.errors import SourceError, UsageError
@@ -26,6 +26,7 @@ from segship.errors import SourceError, UsageError
 OPSET = 21
 """the first that knows 16-bit QuantizeLinear"""
 LARGEST = 32767
+BIAS_LARGEST = 2**30
 HEADROOM = 2.0
 """Activation ranges reach to this many times the largest magnitude seen. A value beyond the range is cut off, which
 costs far more than the one bit of sixteen that this gives away: on photos that calibration had not seen, U²-NetP's
@@ -88,7 +89,13 @@ def quantize(
                 made, extra = _stored(constants[weight], rounded[weight], axis)
                 nodes += made
                 added += extra
-            node.input[0], node.input[1] = rounded[data], rounded[weight]
+            bias = node.input[2] if len(node.input) > 2 else ""
+            if bias in constants and bias not in rounded:
+                rounded[bias] = f"{bias}.32"
+                made, extra = _stored_bias(constants[bias], rounded[bias])
+                nodes += made
+                added += extra
+            node.input[:] = [rounded.get(name, name) for name in node.input]
             count += 1
         nodes.append(node)
     if not count:
@@ -164,9 +171,24 @@ def _stored(weight: onnx.TensorProto, output: str, axis: int) -> tuple[list[onnx
     others = tuple(i for i in range(values.ndim) if i != axis)
     scale = _scale(np.abs(values).max(axis=others, initial=0.0))
     shape = [-1 if i == axis else 1 for i in range(values.ndim)]
-    whole = np.clip(np.rint(values / scale.reshape(shape).astype(np.float64)), -LARGEST, LARGEST).astype(np.int16)
+    whole = rounding.to_integers(values / scale.reshape(shape), LARGEST, axis).astype(np.int16)
     zeros = np.zeros(len(scale), np.int16)
     names = [f"{output}.int16", f"{output}.scale", f"{output}.zero"]
     node = helper.make_node("DequantizeLinear", names, [output], name=f"{output}.dequantize", axis=axis)
     arrays = zip((whole, scale, zeros), names, strict=True)
     return [node], [numpy_helper.from_array(array, name) for array, name in arrays]
+
+
+def _stored_bias(bias: onnx.TensorProto, output: str) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
+    """A bias as int32, finer than float32 itself, and the node that gives it back.
+
+    A bias that is left in float32 ONNX Runtime quantises by itself, in steps of the input's scale times the weight's;
+    with 16 bits for both, 32 bits of that hold no more than a few units, and larger biases are cut off (1.31).
+    """
+    values = numpy_helper.to_array(bias).astype(np.float64)
+    largest = float(np.abs(values).max(initial=0.0))
+    scale = np.float32((largest or 1.0) / BIAS_LARGEST)
+    whole = np.rint(values / float(scale)).astype(np.int32)
+    names = [f"{output}.int32", f"{output}.scale"]
+    node = helper.make_node("DequantizeLinear", names, [output], name=f"{output}.dequantize")
+    return [node], [numpy_helper.from_array(whole, names[0]), numpy_helper.from_array(np.array(scale), names[1])]

@@ -18,6 +18,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from segship.convert.rounding import to_float16
 from segship.errors import SourceError
 
 if TYPE_CHECKING:
@@ -133,10 +134,11 @@ def to_fp16_storage(model: onnx.ModelProto) -> onnx.ModelProto:
     """Convolution weights stored as float16 behind a Cast: half the file, the same graph in float32 otherwise.
 
     Batch norms are folded already, in float32; biases stay float32. A weight beyond float16's range keeps
-    float32. Engines fold the casts when they open the graph.
+    float32. Engines fold the casts when they open the graph. See ``rounding`` for how convolutions' are rounded.
     """
     copy = copy_of(model)
     graph = copy.graph
+    channels = {node.input[1]: int(node.op_type != "Conv") for node in graph.node if node.op_type.startswith("Conv")}
     nodes = []
     for initializer in graph.initializer:
         if initializer.data_type != TensorProto.FLOAT or len(initializer.dims) < 2:
@@ -145,7 +147,8 @@ def to_fp16_storage(model: onnx.ModelProto) -> onnx.ModelProto:
         if np.abs(values).max(initial=0.0) > FP16_MAX:
             continue
         name = initializer.name
-        initializer.CopyFrom(numpy_helper.from_array(values.astype(np.float16), f"{name}.fp16"))
+        half = to_float16(values, channels[name]) if name in channels else values.astype(np.float16)
+        initializer.CopyFrom(numpy_helper.from_array(half, f"{name}.fp16"))
         nodes.append(helper.make_node("Cast", [f"{name}.fp16"], [name], name=f"{name}.cast", to=TensorProto.FLOAT))
     _prepend(graph, nodes)
     onnx.checker.check_model(copy)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from segship.convert import onnx_graph, qdq
+from segship.convert import onnx_graph, qdq, rounding
 from segship.convert.layers import check_layers
 from segship.errors import EngineMissing, UsageError
 
@@ -27,6 +27,7 @@ Algorithm = Literal["min-max", "percentile"]
 BiasCorrection = Literal["fast", "accurate", "none"]
 
 
+INT8_LARGEST = 127
 FLAT = 0.25
 """standard deviation of a map with a clear object on 7 % of its pixels; one of less contrast counts as flat"""
 
@@ -86,6 +87,8 @@ def quantize(model: onnx.ModelProto, inputs: np.ndarray, options: QuantizeOption
             advanced_parameters=_advanced(nncf, options),
         )
     _clean(quantized)
+    if options.bias_correction == "none":  # else the biases make up for NNCF's own rounding already
+        _round_weights(quantized, model)
     if onnx_graph.input_range(quantized) is not None:
         # NNCF averages the extremes of single pictures, which cuts off the brightest ones; the input's range is known.
         low, high = options.input_range or _data_range(model, inputs)
@@ -133,6 +136,27 @@ def _advanced(nncf: Any, options: QuantizeOptions) -> Any:
         weights_quantization_params=QuantizationParameters(per_channel=options.weights == "per-channel"),
         activations_range_estimator_params=ranges,
     )
+
+
+def _round_weights(quantized: onnx.ModelProto, original: onnx.ModelProto) -> None:
+    """Round the weights again, at NNCF's scales, so that their errors cancel."""
+    from onnx import numpy_helper
+
+    constants = {i.name: i for i in quantized.graph.initializer}
+    before = {i.name: i for i in original.graph.initializer}
+    layers = {node.name: node for node in original.graph.node if node.op_type == "Conv"}
+    stored = {node.output[0]: node for node in quantized.graph.node if node.op_type == "DequantizeLinear"}
+    done: set[str] = set()
+    for node in quantized.graph.node:
+        source = stored.get(node.input[1]) if node.op_type == "Conv" else None
+        if source is None or source.input[0] not in constants or source.input[0] in done:
+            continue
+        done.add(source.input[0])
+        whole = constants[source.input[0]]
+        scale = numpy_helper.to_array(constants[source.input[1]]).astype(np.float64)
+        weights = numpy_helper.to_array(before[layers[node.name].input[1]])
+        scaled = weights / (scale.reshape(-1, *[1] * (weights.ndim - 1)) if scale.ndim else scale)
+        whole.CopyFrom(numpy_helper.from_array(rounding.to_integers(scaled, INT8_LARGEST).astype(np.int8), whole.name))
 
 
 def _clean(model: onnx.ModelProto) -> None:

@@ -25,6 +25,7 @@ from segship.inference.outputs import PredictOptions
 from segship.inference.precision import canonical_precision
 from segship.inference.predictor import Predictor
 from segship.manifest import Executed, Manifest
+from segship.measure.agreement import Reference, kind_of
 from segship.measure.environment import environment, executed_by, load_average
 from segship.measure.rows import BenchmarkResult, Row, Setting
 from segship.measure.timing import Call, Plan, Timing, measure
@@ -94,6 +95,7 @@ def benchmark(
     rows = [_row(opened, setting, answer, network[setting], whole[setting]) for setting, answer in answers.items()]
     return BenchmarkResult(
         rows=tuple(rows),
+        architecture=opened.manifest.network.architecture,
         environment=environment(),
         options={"batch": sizes, **asdict(plan), "interleaved": True},
         inputs=about,
@@ -192,24 +194,26 @@ class _Answer:
 
     executed: Executed
     max_abs: float
-    label_agreement: float
+    likeness: float
+    """share of equal labels, or 1 − mean |difference| of saliency maps"""
 
 
 def _compare(predictors: dict[Setting, Predictor], paths: Sequence[Path]) -> dict[Setting, _Answer]:
     sample = list(dict.fromkeys(paths))[:COMPARED]
     reference = next((s for s in predictors if s.precision == "fp32"), next(iter(predictors)))
     expected = [predictors[reference](path) for path in sample]
+    kept = Reference()
+    for number, prediction in enumerate(expected):
+        kept.keep(str(number), prediction)
     answers = {}
     for setting, predictor in predictors.items():
         found = [predictor(path) for path in sample]
         differences = [np.abs(a.outputs[0] - b.outputs[0]).max() for a, b in zip(expected, found, strict=True)]
-        equal = [
-            a.on_grid("network").decoded == b.on_grid("network").decoded for a, b in zip(expected, found, strict=True)
-        ]
+        alike = [kept.agreement(str(number), prediction) for number, prediction in enumerate(found)]
         answers[setting] = _Answer(
             executed=executed_by(predictor, sample[0]),
             max_abs=float(max(differences)),
-            label_agreement=float(np.mean([same.mean() for same in equal])),
+            likeness=float(np.mean([value for value in alike if value is not None])),
         )
     return answers
 
@@ -276,6 +280,7 @@ def _row(
     package: Package, setting: Setting, answer: _Answer, network: dict[int, Timing], files: dict[int, Timing]
 ) -> Row:
     name, variant = package.manifest.metric.name, package.manifest.variant(setting.precision)
+    maps = kind_of(package.manifest) == "maps"
     # accuracy measured on another engine is another number: it is not shown for this one
     found = variant.drop if variant is not None and variant.drop and variant.drop.engine == setting.engine else None
     same = {"metric": name, "precision": setting.precision, "engine": setting.engine}
@@ -287,7 +292,8 @@ def _row(
         value=found.value if found else float(records[-1]["value"]) if records else None,
         drop=found.drop if found else None,
         max_abs=answer.max_abs,
-        label_agreement=answer.label_agreement,
+        label_agreement=None if maps else answer.likeness,
+        map_difference=1 - answer.likeness if maps else None,
         network=network,
         files=files,
     )

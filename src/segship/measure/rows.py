@@ -40,9 +40,11 @@ class Row:
     """recorded in the package, with what it lost against fp32; None where it was never measured"""
     drop: float | None
     max_abs: float
-    label_agreement: float
+    label_agreement: float | None
+    """share of equal labels; None for a saliency package, which has ``map_difference`` (mean, of full scale) instead"""
     network: dict[int, Timing]
     files: dict[int, Timing]
+    map_difference: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
         setting = self.setting
@@ -58,6 +60,7 @@ class Row:
             "drop": self.drop,
             "max_abs": self.max_abs,
             "label_agreement": self.label_agreement,
+            "map_difference": self.map_difference,
             "latency_ms": {str(b): round(t.percentiles_ms()["p50"], 4) for b, t in self.network.items()},
             "latency_percentiles_ms": {
                 str(b): {k: round(v, 4) for k, v in t.percentiles_ms().items()} for b, t in self.network.items()
@@ -75,10 +78,12 @@ class BenchmarkResult:
     inputs: str
     """what was run: a folder's files, or the package's golden sample"""
     notes: tuple[str, ...] = ()
+    architecture: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         """As `benchmark --json` prints it."""
         return {
+            "architecture": self.architecture,
             "variants": [row.as_dict() for row in self.rows],
             "environment": self.environment,
             "options": self.options,
@@ -87,23 +92,43 @@ class BenchmarkResult:
         }
 
     def as_text(self) -> str:
-        """Agreement first, then one line a setting and batch size."""
+        """Agreement first, then one line a setting and batch size, then network × precision × batch."""
+        maps = any(row.map_difference is not None for row in self.rows)
         agree = columns(
-            ["setting", "executed", "max |Δ|", "labels equal"],
-            [
-                [r.setting.label, executed_text(r.executed), f"{r.max_abs:.2e}", f"{r.label_agreement:.5f}"]
-                for r in self.rows
-            ],
+            ["setting", "executed", "max |Δ|", "mean |Δ| of maps" if maps else "labels equal"],
+            [[r.setting.label, executed_text(r.executed), f"{r.max_abs:.2e}", _likeness(r)] for r in self.rows],
         )
         times = [line for row in self.rows for line in _time_lines(row)]
         header = ["setting", "batch", "p50 ms", "p90 ms", "p99 ms", "network img/s", "files→masks img/s"]
         about = self.environment
         machine = f"{about['processor']}, {about['cores']} cores, load {about['load_average']}; {self.inputs}"
-        return "\n".join([agree, "", columns(header, times), "", machine, *(f"note: {note}" for note in self.notes)])
+        tables = [agree, "", columns(header, times), "", self.rate_table(), "", machine]
+        return "\n".join([*tables, *(f"note: {note}" for note in self.notes)])
+
+    def rate_table(self) -> str:
+        """Images per second of the bare network: network × precision × batch, and what executed."""
+        batches = sorted({batch for row in self.rows for batch in row.network})
+        header = ["network img/s", "setting", *(f"batch {batch}" for batch in batches), "executed"]
+        lines = [
+            [
+                self.architecture,
+                row.setting.label,
+                *(f"{row.network[batch].rate:.2f}" if batch in row.network else "-" for batch in batches),
+                executed_text(row.executed),
+            ]
+            for row in self.rows
+        ]
+        return columns(header, lines)
+
+
+def _likeness(row: Row) -> str:
+    if row.map_difference is not None:
+        return f"{row.map_difference:.2e}"
+    return "-" if row.label_agreement is None else f"{row.label_agreement:.5f}"
 
 
 def executed_text(executed: Executed | None) -> str:
-    """'i8 97 % f32 3 %' of convolution time."""
+    """'i8 97% f32 3%' of convolution time; of int16 also what was rounded."""
     return "not measured" if executed is None else executed.text
 
 
