@@ -21,12 +21,13 @@ from segship.errors import DatasetError, OutputError, PrecisionMissing, SegshipE
 from segship.inference.images import find_inputs
 from segship.inference.writers import write_bytes
 from segship.measure import rundir
+from segship.measure.rundir import StepsFolder as _Folder
+from segship.measure.volume_run import files_of, link_cases, predict_volumes
 from segship.package import Package, dump_json, open_package, sha256_file
 
 Progress = Callable[[int, int, str], None]
 Say = Callable[[str], None]
 
-STEPS = "steps.json"
 DIVISION = "division.json"
 CALIBRATION = "calibration"
 CALIBRATION_LIMIT = 300
@@ -99,7 +100,11 @@ def run(
     evaluation = _evaluate(package, options, data, folder, say, progress) if data else None
     package = open_package(package.path)
     _predict(package, options, data, folder, say, progress)
-    timed = _benchmark(package, options, data, folder, say, progress)
+    timed = None
+    if package.manifest.input.kind == "volume":
+        skipped.append("speed was not measured: `segship benchmark` times networks for pictures")
+    else:
+        timed = _benchmark(package, options, data, folder, say, progress)
     summary = rundir.write_run_summary(
         options.output,
         package,
@@ -112,33 +117,6 @@ def run(
 
     say("report")
     return RunResult(package=package, report=report(options.output), summary=summary)
-
-
-# --------------------------------------------------------------------------------------- the run's folder
-
-
-class _Folder:
-    """The run folder and its memory of which step was made from what."""
-
-    def __init__(self, path: Path, again: bool) -> None:
-        self.path = path
-        self._file = path / STEPS
-        self._steps: dict[str, str] = {} if again else self._read()
-
-    def _read(self) -> dict[str, str]:
-        try:
-            data = json.loads(self._file.read_text())
-        except (OSError, ValueError):
-            return {}
-        return data if isinstance(data, dict) else {}
-
-    def has(self, step: str, key: str, *results: Path) -> bool:
-        """Whether the step was finished from exactly this and its results are still there."""
-        return self._steps.get(step) == key and all(path.exists() for path in results)
-
-    def finished(self, step: str, key: str) -> None:
-        self._steps[step] = key
-        write_bytes(self._file, dump_json(self._steps))
 
 
 def _key(*parts: Any) -> str:
@@ -176,7 +154,10 @@ def _divide(options: RunOptions, folder: _Folder, say: Say) -> tuple[Dataset | N
 
 
 def _keep_calibration(dataset: Dataset, folder: _Folder, say: Say) -> Path:
-    """The calibration side as a list of files; images out of an archive are written into the run folder."""
+    """The calibration side as a list of files; images out of an archive are written into the run folder. Of cases with
+    label files: a folder of both."""
+    if any(case.label_file is not None for case in dataset.cases):
+        return link_cases(dataset, folder.path / CALIBRATION)
     step = max(1, len(dataset.cases) // CALIBRATION_LIMIT)
     chosen = dataset.cases[::step][:CALIBRATION_LIMIT]
     target = folder.path / CALIBRATION
@@ -188,13 +169,8 @@ def _keep_calibration(dataset: Dataset, folder: _Folder, say: Say) -> Path:
 
 def _as_file(case: Case, folder: Path) -> Path:
     source = case.read_image()
-    if isinstance(source, Path):
-        return source.resolve()
-    if isinstance(source, list):
-        raise UsageError(
-            f"case {case.id} has {len(source)} files, one a channel, which `segship run` does not take; type export, "
-            "compile, evaluate and predict one by one"
-        )
+    if not isinstance(source, bytes):
+        return files_of(case)[0]
     path = folder / f"{case.id}.png"
     if not path.exists():
         write_bytes(path, source)
@@ -307,7 +283,7 @@ def _evaluate(
         engine=options.engine,
         device=options.device,
         threads=options.threads,
-        batch=max(options.batches),
+        batch=None if package.manifest.input.kind == "volume" else max(options.batches),
         output=target,
         progress=progress,
     )
@@ -333,11 +309,17 @@ def _predict(
     from segship.inference.predictor import Predictor
 
     target = folder.path / rundir.PREDICTIONS
-    paths = [_as_file(case, folder.path / "inputs") for case in data.cases] if data else find_inputs([options.data])
-    say(f"predictions for {len(paths)} images")
+    volumes = package.manifest.input.kind == "volume"
+    if volumes:
+        paths = [file for case in data.cases for file in files_of(case)] if data else [options.data]
+    else:
+        paths = [_as_file(case, folder.path / "inputs") for case in data.cases] if data else find_inputs([options.data])
+    say(f"predictions for {len(data.cases) if data else len(paths)} {'cases' if volumes else 'images'}")
     with Predictor.open(
         package, engine=options.engine, device=options.device, threads=options.threads, batch=max(options.batches)
     ) as predictor:
+        if volumes:
+            return predict_volumes(predictor, paths, target, folder.path / rundir.EVALUATION, progress)
         summary = predict_files(predictor, paths, target, PredictOptions(overlay=True), progress)
     if summary.failed:
         name, message = summary.failed[0]

@@ -12,6 +12,7 @@ Everything but the package may be missing: the report shows what is there.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ REPORT = "report.html"
 EVALUATION = "evaluation"
 BENCHMARK = "benchmark.json"
 PREDICTIONS = "predictions"
+STEPS = "steps.json"
 
 Data = Mapping[str, Any]
 _SPEED = ("latency_ms", "latency_percentiles_ms", "images_per_second", "files_per_second", "threads", "streams")
@@ -101,3 +103,27 @@ def _row(scored: Data | None, timed: Data | None) -> dict[str, Any]:
     if scored is not None:
         row |= {**scored, "label_agreement": scored.get("label_agreement") or row.get("label_agreement")}
     return row
+
+
+class StepsFolder:
+    """The run folder and its memory of which step was made from what."""
+
+    def __init__(self, path: Path, again: bool) -> None:
+        self.path = path
+        self._file = path / STEPS
+        self._steps: dict[str, str] = {} if again else self._read()
+
+    def _read(self) -> dict[str, str]:
+        try:
+            data = json.loads(self._file.read_text())
+        except (OSError, ValueError):
+            return {}
+        return data if isinstance(data, dict) else {}
+
+    def has(self, step: str, key: str, *results: Path) -> bool:
+        """Whether the step was finished from exactly this and its results are still there."""
+        return self._steps.get(step) == key and all(path.exists() for path in results)
+
+    def finished(self, step: str, key: str) -> None:
+        self._steps[step] = key
+        write_bytes(self._file, dump_json(self._steps))
