@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from segship.errors import DatasetError
+from segship.errors import DatasetError, UsageError
 from segship.metrics import nnunet, nnunet_v1
 from segship.metrics.confusion import confusion, count
 from segship.metrics.surfaces import surface_scores
@@ -207,3 +207,16 @@ def test_a_single_slice_is_a_picture() -> None:
     moved = np.roll(disc, 3, axis=1)
     assert surface_scores(disc[None], moved[None], (999, 1, 1))["HD95"] == pytest.approx(3, abs=0.2)
     assert surface_scores(disc[None], moved[None], (999, 1, 1)) == surface_scores(disc, moved, (1, 1))
+
+
+def test_a_library_that_does_not_run_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    from segship.metrics import surfaces
+
+    class Old:
+        def __getattr__(self, name: str) -> Any:
+            raise AttributeError("scipy.ndimage has no attribute 'filters'")
+
+    monkeypatch.setattr(surfaces, "_library", Old)
+    mask = np.ones((3, 3, 3), bool)
+    with pytest.raises(UsageError, match=r"does not run with the installed numpy or scipy .*'filters'"):
+        surface_scores(mask, mask, (1, 1, 1))

@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +41,18 @@ def surface_scores(
     if reference.ndim == 3 and reference.shape[0] == 1:
         reference, predicted, spacing = reference[0], predicted[0], spacing[1:]
     library = _library()
+    try:
+        return _computed(library, reference, predicted, spacing, tolerance_mm)
+    except AttributeError as error:
+        raise UsageError(
+            f"surface-distance does not run with the installed numpy or scipy ({error}); install the versions of "
+            "constraints.txt, or leave --surface out"
+        ) from error
+
+
+def _computed(
+    library: Any, reference: Bool, predicted: Bool, spacing: Sequence[float], tolerance_mm: float
+) -> dict[str, float]:
     with warnings.catch_warnings():  # it calls scipy by its old names
         warnings.simplefilter("ignore", DeprecationWarning)
         found = library.compute_surface_distances(reference, predicted, tuple(spacing))
@@ -54,7 +67,7 @@ def check_library() -> None:
     _library()
 
 
-def _library():  # type: ignore[no-untyped-def]
+def _library() -> Any:
     try:
         import surface_distance
     except ImportError:
