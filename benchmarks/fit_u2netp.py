@@ -1,7 +1,7 @@
 """Fit U²-NetP for a short while on the nuclei of DSB2018 as a salient-object task: a stand-in, nothing to ship.
 
-    python benchmarks/fit_u2netp.py stage1_train.zip -o runs/u2netp_standin
-    python benchmarks/fit_u2netp.py stage1_train.zip --sod runs/nuclei_sod           # Image/ + Mask/ of each part
+    python benchmarks/fit_u2netp.py --data stage1_train.zip -o runs/u2netp_standin
+    python benchmarks/fit_u2netp.py --data stage1_train.zip --sod runs/nuclei_sod    # Image/ + Mask/ of each part
 
 Quantisation needs weights that mean something: a random network is no basis for an accuracy check, and the released
 weights may not be at hand. The loss is that of xuebinqin/U-2-Net (u2net_train.py): the sum of seven binary
@@ -256,7 +256,7 @@ def save(
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", help="DSB2018: stage1_train.zip or its folder")
+    parser.add_argument("--data", required=True, help="DSB2018: stage1_train.zip or its folder")
     parser.add_argument("-o", "--output", type=Path, default=Path("runs/u2netp_standin"))
     parser.add_argument("--split", default="ascend", help="fit on its training part, validate on the other [ascend]")
     parser.add_argument("--steps", type=int, default=600)
