@@ -302,7 +302,7 @@ def test_constants_and_names(tmp_path: Path, plain: Path) -> None:
     normalize = steps[1].model_dump()
     assert np.allclose(normalize["subtract"], (123.675, 116.28, 103.53), rtol=1e-7)
     assert np.allclose(normalize["multiply"], 1 / np.array((58.395, 57.12, 57.375)), rtol=1e-6)
-    assert steps[2].model_dump() == {"step": "divide", "by": 255.0}
+    assert steps[2].model_dump() == {"step": "divide", "by": 255.0, "channel": None}
     grey = save(tmp_path, trained_looking(NestedUNet(1, 1)))
     normalize = load_source(grey).recipe.preprocess[1].model_dump()
     assert np.allclose((normalize["subtract"][0], normalize["multiply"][0]), (123.675, 1 / 58.395))
