@@ -142,10 +142,7 @@ def make_pictures(photos: Path, folder: Path, count: int) -> list[Path]:
     """JPEG crops of the photos, sides 200 to 800, seeded."""
     from PIL import Image
 
-    found = sorted(path for path in photos.iterdir() if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
-    if not found:
-        sys.exit(f"there are no photos (.jpg, .jpeg, .png) in {photos}")
-    opened = [Image.open(path).convert("RGB") for path in found]
+    opened = [Image.open(path).convert("RGB") for path in parts.find_photos(photos)]
     rng = np.random.default_rng(0)
     folder.mkdir(parents=True)
     made = []
@@ -302,8 +299,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def curves_of(options: argparse.Namespace, scratch: Path) -> list[Curve]:
     pictures = make_pictures(options.photos, scratch / "pictures", options.pictures)
     models = (options.work / "models").resolve()
-    photos = sorted(path for path in options.photos.iterdir() if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
-    checkpoint = parts.seeded_checkpoint("u2netp", photos, options.work)
+    checkpoint = parts.seeded_checkpoint("u2netp", parts.find_photos(options.photos), options.work)
     extras = json.dumps({"model_path": str(parts.rembg_file("u2netp", checkpoint, models))})
     wanted = [] if options.precision == "fp32" else [options.precision]
     package = parts.package(checkpoint, "rembg", wanted, options.photos, options.work)

@@ -126,11 +126,16 @@ def _digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()[:8]
 
 
+def find_photos(folder: Path) -> list[Path]:
+    """The photos of a folder by name; says so where there is none."""
+    entries = folder.iterdir() if folder.is_dir() else ()
+    found = sorted(path for path in entries if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
+    return found or sys.exit(f"there are no photos (.jpg, .jpeg, .png) in {folder}")
+
+
 def lay_photos(photos: Path, folder: Path, times: int) -> list[Path]:
     """Links to the photos, each ``times`` times under names of their own."""
-    found = sorted(path for path in photos.iterdir() if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
-    if not found:
-        sys.exit(f"there are no photos (.jpg, .jpeg, .png) in {photos}")
+    found = find_photos(photos)
     folder.mkdir(parents=True, exist_ok=True)
     laid = []
     for number in range(times):
