@@ -37,7 +37,12 @@ def with_engine(function: F) -> F:
         click.option(
             "--threads", type=click.IntRange(1, 1024), default=None, help="Threads of the engine [its own choice]."
         ),
-        click.option("--streams", type=click.IntRange(1, 256), default=None, help="Inferences in flight at once [predict: 2 for many files; else 1]."),
+        click.option(
+            "--streams",
+            type=click.IntRange(1, 256),
+            default=None,
+            help="Inferences in flight at once [predict: 2 for many files; else 1].",
+        ),
         click.option(
             "--cache-dir", type=click.Path(file_okay=False), default=None, help="Where compiled models are kept."
         ),
