@@ -91,9 +91,9 @@ def _quantize(a: Attributes) -> Function:
 
     def run(x: Tensor, scale: Tensor, zero: Tensor | None = None) -> Tensor:
         low, high = _RANGES[zero.dtype if zero is not None else torch.uint8]
-        y = torch.round(x.float() / _per_axis(scale, x, a.get("axis", 1)))
+        y = (x.float() / _per_axis(scale, x, a.get("axis", 1))).round_()
         if zero is not None:
-            y = y + _per_axis(zero, x, a.get("axis", 1)).to(y)
+            y += _per_axis(zero, x, a.get("axis", 1)).to(y)
         return y.clamp_(low, high)
 
     return run
@@ -294,7 +294,7 @@ ARITHMETIC: dict[str, Builder] = {
     "Not": _simple(torch.logical_not),
     "Identity": _simple(lambda x: x),
     "Dropout": _simple(lambda x, *_: x),
-    "Sigmoid": _simple(torch.sigmoid),
+    "Sigmoid": _simple(lambda x: torch.sigmoid(x.float())),  # near 1 a half has 11 bits left, a bfloat16 8
     "Tanh": _simple(torch.tanh),
     "Erf": _simple(torch.erf),
     "Exp": _simple(torch.exp),
