@@ -99,11 +99,15 @@ def test_fp16_on_photos(
         assert 0 < np.abs(stretched(d0) - stretched(expected[name])).mean() <= 1e-3, name
 
 
-def test_edges_of_u2net_are_its_first_layer_the_sides_and_their_fusion(graph) -> None:
+def test_the_side_convolutions_are_what_the_search_puts_back_first(graph) -> None:
     names = layers.names(graph)
     assert len(names) == 119
     edges = layers.edge_layers({"model": graph})
-    assert edges[0] == names[0]
+    assert edges == (names[0], names[-1])
+    groups = layers.search_groups(graph, edges)
     weights = {i.name: tuple(i.dims) for i in graph.graph.initializer}
-    shapes = [weights[node.input[1]] for node in graph.graph.node if node.name in edges[1:]]
-    assert shapes == [(1, 64, 3, 3)] * 6 + [(1, 6, 1, 1)]
+    heads = [weights[node.input[1]] for node in graph.graph.node if node.name in groups[layers.HEADS]]
+    assert next(iter(groups)) == layers.HEADS
+    assert heads == [(1, 64, 3, 3)] * 6
+    assert {name for group in groups.values() for name in group} >= set(names) - set(edges)
+    assert len(groups) <= layers.MOST_GROUPS + 1

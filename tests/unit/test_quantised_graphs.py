@@ -254,8 +254,13 @@ def test_nothing_is_added_where_scales_differ_or_no_quantised_layer_follows() ->
 # ------------------------------------------------------------------------------------------------ layers
 
 
-def test_the_first_layer_and_those_that_write_the_answer_are_edges() -> None:
-    assert layers.edge_layers({"m": network()}) == ("down.conv1", "side", "head")
+def test_the_first_and_the_last_layer_are_edges_and_heads_are_put_back_first() -> None:
+    model = network()
+    assert layers.edge_layers({"m": model}) == ("down.conv1", "head")
+    assert layers.edge_layers({"m": _chain(["a", "b"])}) == (), "nothing to spare in so small a network"
+    groups = layers.search_groups(model, layers.edge_layers({"m": model}))
+    assert groups["heads"] == ("side",)
+    assert list(groups) == ["heads", "down", "bottom", "up"]
 
 
 def test_groups_are_blocks_or_stages() -> None:

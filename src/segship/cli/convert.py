@@ -154,7 +154,7 @@ def export(
     "--keep-in-float",
     type=NameList(),
     default=None,
-    help="int8, int16: convolutions to keep in float32 [int8: the first and the last ones; int16: none].",
+    help="int8, int16: convolutions to keep in float32 [int8: the first and the last; int16: none].",
 )
 @click.option("--algorithm", type=click.Choice(["min-max", "percentile"]), default="min-max", show_default=True)
 @click.option("--bias-correction", type=click.Choice(["fast", "accurate", "none"]), default="none", show_default=True)

@@ -77,9 +77,7 @@ class Builder:
         if self.options is None:
             return {}
         member = next(iter(self.base.graphs))
-        groups = layers.layer_groups(self.base.graphs[member])
-        always = set(self.options.keep_in_float)
-        return {name: group for name, group in groups.items() if not set(group) <= always}
+        return layers.search_groups(self.base.graphs[member], self.options.keep_in_float)
 
     def files(self, graphs: dict[str, onnx.ModelProto]) -> dict[str, tuple[str, bytes]]:
         """member -> (name in the package, bytes). bf16 and fp32 share the graph that is there."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from segship.convert import checks, fidelity, gate, quantize
+from segship.convert import checks, fidelity, gate, layers, quantize
 from segship.convert.builder import Builder, with_variant
 from segship.convert.fidelity import Pictures
 from segship.datasets import Dataset
@@ -75,7 +75,8 @@ def judge(builder: Builder, evidence: Evidence, engine: str, progress: Progress 
             return base.run(builder.graphs(layers)[member], x, engine, builder.precision)
 
         expected = base.run(base.graphs[member], x, engine, "fp32")
-        return gate.rank_groups(builder.groups(), logits, expected, kept, progress)
+        ranked = gate.rank_groups(builder.groups(), logits, expected, kept, progress)
+        return {name: ranked[name] for name in sorted(ranked, key=lambda name: name != layers.HEADS)}
 
     return gate.search(
         measure,

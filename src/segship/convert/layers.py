@@ -10,6 +10,7 @@ from segship.errors import UsageError
 
 MOST_GROUPS = 48
 """blocks that the search for layers to put back tries one by one"""
+HEADS = "heads"
 FEW = 4
 """a network of so few convolutions has no edges to spare"""
 _LAYERS = ("Conv", "ConvTranspose")
@@ -52,20 +53,35 @@ def layer_groups(model: onnx.ModelProto) -> dict[str, tuple[str, ...]]:
 
 
 def edge_layers(graphs: Mapping[str, onnx.ModelProto]) -> tuple[str, ...]:
-    """The convolutions that int8 leaves in float32 unless told otherwise: the first, and those that write the answer.
+    """The convolutions that int8 leaves in float32 unless told otherwise: the first and the last of the graph.
 
-    Together they are about 1 % of a network's arithmetic, and their rounding is the one that shows most: the first
-    sees inputs whose grey levels are hardly further apart than int8's steps, the last write logits with no activation
-    behind them (of U²-Net: the side convolutions and the one that fuses them).
+    Together they are well under 1 % of a network's arithmetic, and their rounding is the one that shows most: the
+    first sees inputs whose grey levels are hardly further apart than int8's steps, the last writes the logits.
     """
     found: list[str] = []
     for graph in graphs.values():
         all_of_it = names(graph)
-        if len(all_of_it) > FEW:
-            heads = _heads(graph)
-            edges = [all_of_it[0], *(name for name in all_of_it[1:] if name in heads or name == all_of_it[-1])]
-            found += [name for name in edges if name not in found]
+        found += [
+            name for name in (all_of_it[:1] + all_of_it[-1:] if len(all_of_it) > FEW else []) if name not in found
+        ]
     return tuple(found)
+
+
+def search_groups(model: onnx.ModelProto, kept: Iterable[str] = ()) -> dict[str, tuple[str, ...]]:
+    """What the accuracy search puts back to float32, group by group: ``layer_groups`` without what is kept anyway.
+
+    The heads come first and together. They are little arithmetic (of U²-Net 0.4 %, the six side convolutions) and
+    the first that others leave in float; but as their inputs and outputs are as large as the picture, an engine is
+    slower by half with them in float32, so they are quantised until accuracy asks for them.
+    """
+    always = set(kept)
+    heads = tuple(name for name in names(model) if name in _heads(model) - always)
+    found = {HEADS: heads} if heads else {}
+    for group, layers in layer_groups(model).items():
+        left = tuple(layer for layer in layers if layer not in heads)
+        if not set(left) <= always:
+            found[group] = left
+    return found
 
 
 def _heads(model: onnx.ModelProto) -> set[str]:
