@@ -170,6 +170,6 @@ def _on_engine(
     assert record is not None
     share = record.convolution_share.get("i8", 0.0)
     if precision == "int8" and engine == DEFAULT_ENGINE and share < INT8_CONVOLUTION_SHARE:
-        warning = f"only {share:.0%} of the convolution time runs in int8 on {engine}; int8 gains little here"
+        warning = f"only {share:.0%} of the convolution time runs in int8 on {engine}, the rest in float32"
         rows[0] = CheckRow(**{**asdict(rows[0]), "warning": warning})
     return rows, record
