@@ -14,6 +14,7 @@ pytest.importorskip("nncf")
 
 from tiny_branches import branches_package, network, photo, photo_folder
 
+from segship import workflow
 from segship.cli import run
 from segship.convert import fidelity, judge
 from segship.convert.precision import CompileResult, compile_package
@@ -21,6 +22,7 @@ from segship.errors import BarMissed, DatasetError, InputError, UsageError
 from segship.inference.precision import choose_precision
 from segship.inference.predictor import Predictor
 from segship.measure.inspect import describe_text
+from segship.measure.rundir import StepsFolder
 from segship.package import Package
 
 ENGINES = ["openvino"]
@@ -228,6 +230,29 @@ def test_the_command_line_says_what_int16_is(
     assert run(["inspect", "--json", str(tmp_path / "n.segship")]) == 0
     executed = {r["engine"]: r for r in json.loads(capsys.readouterr().out)["variants"][1]["executed"]}
     assert executed["openvino"]["rounding"] == "weights"
+
+
+def test_a_whole_run_goes_on_without_the_precision_that_was_refused(
+    strict: None, training: Path, tmp_path: Path
+) -> None:
+    package = branches_package(tmp_path / "net.segship")
+    options = workflow.RunOptions(data=training, output=tmp_path, precisions=("int8", "fp16", "int16"), batches=(1,))
+    folder = StepsFolder(tmp_path, again=False)
+    with pytest.MonkeyPatch.context() as patch:  # of these three only int8 is to be too far
+        measure = fidelity.measure
+        patch.setattr(
+            judge.fidelity,
+            "measure",
+            lambda predictor, *rest, **more: measure(predictor, *rest, **more).model_copy(
+                update={} if predictor.precision == "int8" else {"value": 0.0}
+            ),
+        )
+        made, notes = workflow._compile(package, options, None, training, folder, lambda _: None, None)
+    assert [variant.precision for variant in made.manifest.variants] == ["fp32", "fp16", "int16"]
+    assert any(note.startswith("int8 was left out: int8 gives masks that differ") for note in notes)
+    # without calibration images there is neither
+    _, notes = workflow._compile(package, options, None, None, folder, lambda _: None, None)
+    assert {note.split()[0] for note in notes if "no calibration images" in note} == {"int8", "int16"}
 
 
 def test_force_has_nothing_to_override_elsewhere(tmp_path: Path) -> None:

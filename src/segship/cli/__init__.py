@@ -13,7 +13,7 @@ import click
 from segship.errors import SegshipError
 
 VERBS: dict[str, tuple[str, str]] = {
-    "run": ("segship.cli.run", "Everything in one go: export, precisions, scores, speed, report"),
+    "run": ("segship.cli.everything", "Everything in one go: export, precisions, scores, speed, report"),
     "export": ("segship.cli.convert", "Checkpoint or model folder -> verified package"),
     "compile": ("segship.cli.convert", "Add a precision (fp16, bf16, int8, int16) to a package"),
     "predict": ("segship.cli.predict", "Images -> masks; folders, resume, progress"),
