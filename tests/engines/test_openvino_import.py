@@ -75,3 +75,26 @@ def test_a_graph_whose_hash_is_known_is_not_read_for_its_place_in_the_cache(bili
     assert engine._cache_folder(tmp_path / "not there", given, "1") == folder
     other = SessionOptions(cache_dir=tmp_path, graph_sha256="0" * 64)
     assert engine._cache_folder(graph, other, "1") != folder
+
+
+TWO_AT_ONCE = """
+import os, sys, threading
+from segship.engines import openvino as engine
+engine._core()
+import openvino
+sys.setswitchinterval(1e-6)
+together = threading.Barrier(4)
+def ask():
+    together.wait()
+    openvino.Type.f32.to_dtype()
+threads = [threading.Thread(target=ask, daemon=True) for _ in range(4)]
+for thread in threads: thread.start()
+for thread in threads: thread.join(10)
+os._exit(int(any(thread.is_alive() for thread in threads)))
+"""
+
+
+def test_two_threads_that_ask_first_do_not_wait_for_each_other_for_ever():
+    """Half of such processes hung where no thread had asked the binding for a dtype before."""
+    for _ in range(5):
+        assert subprocess.run([sys.executable, "-c", TWO_AT_ONCE], timeout=60).returncode == 0

@@ -16,6 +16,7 @@ import logging
 import queue
 import re
 import sys
+import threading
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -94,9 +95,22 @@ def _late(openvino: Any, name: str) -> Any:
     raise AttributeError(f"module 'openvino' has no attribute '{name}'")
 
 
-@functools.cache
+_FIRST = threading.Lock()
+
+
 def _core() -> Any:
-    return _import().Core()
+    with _FIRST:
+        return _made_core()
+
+
+@functools.cache
+def _made_core() -> Any:
+    openvino = _import()
+    # What the binding knows of numpy it looks up when first asked for a dtype, behind a C++ guard and without giving
+    # up the interpreter's lock: two threads that ask first at the same moment wait for each other for ever. So it is
+    # asked here, by one thread.
+    openvino.Tensor(np.zeros(1, np.float32)).element_type.to_dtype()
+    return openvino.Core()
 
 
 def _version() -> str:
