@@ -430,6 +430,13 @@ class Label(_Strict):
     name: str
     color: tuple[int, int, int] = Field(description="RGB, 0..255")
     ids: tuple[int, ...] = Field(default=(), description="for a region: the labels it joins")
+    file_value: int | None = Field(
+        default=None,
+        ge=0,
+        le=65535,
+        description="the number of this class in its data set's own label files where that is not `id`: Cityscapes' "
+        "label ids beside its train ids",
+    )
 
 
 class PreviousStage(_Strict):
