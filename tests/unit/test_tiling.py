@@ -15,7 +15,7 @@ from volume_recipes import volume_recipe
 from segship.errors import UsageError
 from segship.inference import tiling as windows
 from segship.inference.volume_network import TileOptions, count_passes, scores
-from segship.manifest import Tiling
+from segship.manifest import Decode, Threshold, Tiling
 
 RECIPE = volume_recipe()
 RULES = ("even-spread", "flush-last", "stride-multiple")
@@ -176,6 +176,41 @@ def test_equal_constant_windows_are_computed_once() -> None:
 
     scores(x, recipe, [network], TileOptions(batch=2))
     assert sum(calls) < count_passes(x.shape[1:], recipe.tiling, 1) / 3  # type: ignore[arg-type]
+
+
+def test_short_remainders_are_left_out_where_the_manifest_says_so() -> None:
+    """9 = 2 strides of 4 + 1: the odd voxel goes behind; 11 leaves 3, which is not short; 5 stays, the window has 8."""
+    tiling = make(
+        (8, 8, 8), step=(4, 4, 4), positions="stride-multiple", weighting="gaussian-centred", crop_remainder_below=2
+    )
+    recipe = RECIPE.model_copy(update={"tiling": tiling})
+    x = np.random.default_rng(4).normal(size=(1, 9, 11, 5)).astype(np.float32)
+    seen: list[np.ndarray] = []
+
+    def network(batch: np.ndarray) -> np.ndarray:
+        seen.extend(batch)
+        return np.concatenate([batch, -batch], axis=1)
+
+    counted: list[tuple[int, int]] = []
+    got = scores(x, recipe, [network], TileOptions(batch=2), lambda done, total, _: counted.append((done, total)))
+    wanted = np.concatenate([x, -x])
+    wanted[:, 8] = 0
+    assert got.shape == wanted.shape
+    assert np.abs(got - wanted).max() <= 1e-5
+    assert counted[-1] == (2, 2)
+    assert len(seen) == 2
+    assert not any((x[0, 8, 0, 0] == window).any() for window in seen)
+
+
+def test_what_is_left_out_is_no_class_where_classes_are_independent() -> None:
+    tiling = make((4, 4, 4), step=(4, 4, 4), positions="stride-multiple", weighting="uniform", crop_remainder_below=3)
+    decode = Decode(
+        activation="sigmoid", decision=Threshold(threshold=0.3), restore_what="logits", restore_method="skimage:edge"
+    )
+    recipe = RECIPE.model_copy(update={"tiling": tiling, "decode": decode})
+    got = scores(np.ones((1, 6, 4, 4), np.float32), recipe, [lambda b: np.concatenate([b, b], axis=1)])
+    assert (got[:, [0, -1]] < -10).all()
+    assert (got[:, 1:5] == 1).all()
 
 
 @pytest.mark.parametrize("bad", [{"step_size": 0.0}, {"step_size": 1.5}, {"batch": 0}])

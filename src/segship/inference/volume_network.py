@@ -15,7 +15,7 @@ from segship.errors import UsageError
 from segship.inference import tiling as windows
 from segship.inference.decode import activate
 from segship.inference.tiling import Float, Start, Sums
-from segship.manifest import Recipe, Tiling
+from segship.manifest import Argmax, Recipe, Tiling
 
 Progress = Callable[[int, int, str], None]
 Passes = Sequence[Callable[[Float], Float]]
@@ -23,6 +23,9 @@ Passes = Sequence[Callable[[Float], Float]]
 
 BATCH_VOXELS = 1 << 20
 """windows share a batch up to about so many voxels: more gains nothing on a processor and costs memory"""
+
+SURELY_NOT = -16.0
+"""a logit whose probability is 1e-7"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +36,8 @@ class TileOptions:
     """step as a part of the window, 0 < step <= 1"""
     mirror: bool = True
     """test-time mirroring where the manifest has it"""
+    mirror_axes: tuple[int, ...] | None = None
+    """mirror along these alone, of the manifest's; None: all of them"""
     members: tuple[str, ...] | None = None
     """ensemble members by name; None: all"""
     batch: int | None = None
@@ -52,6 +57,8 @@ class TileOptions:
             changes["step"] = tuple(side * self.step_size for side in tiling.window)
         if not self.mirror:
             changes["mirror_axes"] = ()
+        elif self.mirror_axes is not None:
+            changes["mirror_axes"] = tuple(axis for axis in tiling.mirror_axes if axis in self.mirror_axes)
         if self.half_sums:
             changes["accumulator"] = "float16"
         return tiling.model_copy(update=changes) if changes else tiling
@@ -59,7 +66,8 @@ class TileOptions:
 
 def count_passes(shape: Sequence[int], tiling: Tiling, members: int) -> int:
     """How often the network runs on one window for a grid of this shape: the price of a case."""
-    spatial = shape[-len(tiling.window) :]
+    kept = windows.remainder_crop(shape[-len(tiling.window) :], tiling)
+    spatial = [part.stop - part.start for part in kept]
     slices = 1 if len(shape) == len(tiling.window) else shape[0]
     return slices * windows.count_windows(spatial, tiling) * 2 ** len(tiling.mirror_axes) * members
 
@@ -70,6 +78,7 @@ def scores(
     """The network's answer for a whole grid: x (C, *axes) float32 to logits or probabilities (K, *axes).
 
     A window of two axes runs over every slice of a volume. The result is float32, float16 where sums are kept so.
+    What the manifest leaves out (``tiling.remainder_crop``) comes back as background.
     """
     options = options or TileOptions()
     if recipe.tiling is None:
@@ -129,13 +138,25 @@ def _over_grid(run: _Run, x: Float, report: Callable[[int], None]) -> np.ndarray
 
 
 def _one_grid(run: _Run, x: Float, report: Callable[[int], None]) -> np.ndarray:
-    padded, back = windows.pad(x, run.tiling)
+    kept = (slice(None), *windows.remainder_crop(x.shape[1:], run.tiling))
+    padded, back = windows.pad(x[kept], run.tiling)
     starts = windows.window_starts(padded.shape[1:], run.tiling)
     weight = windows.weights(run.tiling, len(starts))
     sums = Sums.zeros(run.classes, padded.shape[1:], half=run.tiling.accumulator == "float16")
     for start, result in _results(run, padded, starts, report):
         sums.add(result, start, weight)
-    return np.ascontiguousarray(sums.mean()[(slice(None), *back)])
+    found = sums.mean()[(slice(None), *back)]
+    if found.shape[1:] == x.shape[1:]:
+        return np.ascontiguousarray(found)
+    whole = np.full((run.classes, *x.shape[1:]), _background(run), found.dtype)
+    whole[kept] = found
+    return whole
+
+
+def _background(run: _Run) -> float:
+    """A score that decides for background where every class has it: of equal scores the first class wins."""
+    exclusive = isinstance(run.recipe.decode.decision, Argmax)
+    return 0.0 if exclusive or run.tiling.average == "probabilities" else SURELY_NOT
 
 
 def _results(
