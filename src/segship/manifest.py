@@ -91,6 +91,11 @@ class VolumeInput(_Strict):
     orientation: str | None = Field(
         default=None, pattern=r"^[RLAPIS]{3}$", description="reorient to this before all else"
     )
+    folder_file: str | None = Field(
+        default=None,
+        description="what the image is called where a case is a folder: imaging.nii.gz in case_00000; the folder's name is "
+        "the case's",
+    )
 
 
 Input = Annotated[ImageInput | VolumeInput, Field(discriminator="kind")]

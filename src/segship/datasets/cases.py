@@ -18,7 +18,9 @@ from numpy.typing import NDArray
 
 from segship.datasets.dsb2018_splits import ids_hash, some
 from segship.datasets.label_files import VOLUME_ENDINGS, LabelVolume
-from segship.errors import DatasetError
+from segship.errors import DatasetError, InputError
+from segship.inference.volumes import read_labels
+from segship.manifest import VolumeInput
 
 Bool = NDArray[np.bool_]
 Bytes = NDArray[np.uint8]
@@ -54,6 +56,15 @@ class Case:
         for number, mask in enumerate(masks, start=1):
             labels[mask] = number
         return LabelVolume(labels=labels[None], spacing=(999.0, 1.0, 1.0))
+
+    def labels_for(self, spec: VolumeInput) -> NDArray[np.integer]:
+        """Label ids (z, y, x) with the axes in the order and directions that ``spec``'s reader gives the image's."""
+        if self.label_file is None or not (spec.reader == "nibabel-stored" or spec.orientation is not None):
+            return self.read_labels(reorient=spec.reader.endswith("-reorient")).labels
+        try:
+            return read_labels(self.label_file, spec)
+        except InputError as error:
+            raise DatasetError(f"case {self.id}: {error}") from error
 
     def target(self) -> Bool:
         """(K, H, W) bool at the image's own size."""
@@ -95,7 +106,7 @@ class Case:
         source = self.read_image()
         files = source if isinstance(source, list) else [source]
         if all(isinstance(file, Path) for file in files) and (
-            len(files) > 1 or str(files[0]).lower().endswith(VOLUME_ENDINGS)
+            len(files) > 1 or str(files[0]).lower().endswith((*VOLUME_ENDINGS, ".npy"))
         ):
             return _hash_files(self.id, [file for file in files if isinstance(file, Path)])
         return _hash_arrays(self.decoded()).hexdigest()

@@ -157,8 +157,9 @@ def _cubic_matrix(before: int, position: NDArray[np.float64]) -> NDArray[np.floa
 def sample_positions(before: int, after: int, kind: str = "spline") -> NDArray[np.float64]:
     """Where the output samples lie on the source axis."""
     index = np.arange(after, dtype=np.float64)
-    if kind == "torch-align-corners":
-        return index * ((before - 1) / (after - 1) if after > 1 else 0.0)
+    if kind == "torch-align-corners":  # torch computes these positions in float32 too
+        scale = np.float32(before - 1) / np.float32(after - 1) if after > 1 else np.float32(0)
+        return (scale * index.astype(np.float32)).astype(np.float64)
     if kind == "torch":  # torch computes positions in float32, which large volumes can see
         scale = np.float32(before) / np.float32(after)
         return (np.float64(scale) * (index + 0.5) - 0.5).astype(np.float32).astype(np.float64)  # fused, one rounding
@@ -200,6 +201,12 @@ def resample_labels(
         return labels
     separate = separate_axis(rule, before, after)
     found = np.unique(labels)
+def nearest_floor_index(before: int, after: int) -> NDArray[np.int64]:
+    """Source index of each output sample as torch's mode 'nearest' takes it: floor, in float32."""
+    scale = np.float32(before) / np.float32(after)
+    return np.minimum(np.floor(np.arange(after, dtype=np.float32) * scale).astype(np.int64), before - 1)
+
+
     out = np.zeros(shape, labels.dtype)
     if half:
         for label in found:

@@ -79,6 +79,12 @@ def remainder_crop(shape: Sequence[int], tiling: Tiling) -> tuple[slice, ...]:
     return tuple(out)
 
 
+def compat_crop(tiling: Tiling) -> Tiling:
+    """The same with MLPerf's rule, whatever the manifest says: a remainder below half a stride is cut away."""
+    below = min(max(1, int(step)) // 2 for step in tiling.step)
+    return tiling.model_copy(update={"crop_remainder_below": below})
+
+
 def pad(x: Float, tiling: Tiling) -> tuple[Float, tuple[slice, ...]]:
     """(C, *axes) padded for the window, and the slices that cut a result back."""
     widths = padding(x.shape[1:], tiling)

@@ -35,9 +35,9 @@ def group_cases(inputs: Iterable[str | Path], spec: VolumeInput) -> list[Case]:
 def find_cases(inputs: Iterable[str | Path], spec: VolumeInput) -> tuple[list[Case], list[str]]:
     """The cases in folders and files, sorted by name, and what is wrong with others, a line each.
 
-    Folders are not searched below their first level. Files are matched by ``<case>_<4 digits><ending>``; where a case is
-    one file, those without a number count too, unless the folder has some with. Raises UsageError for a path that is
-    not there, or nothing found.
+    Folders are not searched below their first level, but for cases that are folders (``spec.folder_file``). Files are
+    matched by ``<case>_<4 digits><ending>``; where a case is one file, those without a number count too, unless the
+    folder has some with. Raises UsageError for a path that is not there, or nothing found.
     """
     found: dict[str, Case] = {}
     problems: list[str] = []
@@ -47,7 +47,7 @@ def find_cases(inputs: Iterable[str | Path], spec: VolumeInput) -> tuple[list[Ca
         if not path.exists():
             raise UsageError(f"there is no file or folder {path}; check the path")
         if path.is_dir():
-            groups.setdefault(path, []).extend(_below(path, spec))
+            groups.setdefault(path, []).extend(_folder_files(path, spec) or _below(path, spec))
         else:
             groups.setdefault(path.parent, []).append(path)
     for files in groups.values():
@@ -60,11 +60,17 @@ def find_cases(inputs: Iterable[str | Path], spec: VolumeInput) -> tuple[list[Ca
     return [found[name] for name in sorted(found)], problems
 
 
-def case_name(path: Path, ending: str) -> str:
-    """'liver' of 'liver_0000.nii.gz', and of 'liver.nii.gz'."""
+def case_name(path: Path, ending: str, folder_file: str | None = None) -> str:
+    """'liver' of 'liver_0000.nii.gz', and of 'liver.nii.gz'; a ``folder_file`` is called by its folder."""
+    if _is_folder_file(path, folder_file):
+        return path.absolute().parent.name
     stem = _stem(path, ending)
     numbered = re.fullmatch(r"(.+)_\d{4}", stem)
     return numbered[1] if numbered else stem
+
+
+def _is_folder_file(path: Path, folder_file: str | None) -> bool:
+    return folder_file is not None and path.name in (folder_file, folder_file.removesuffix(".gz"))
 
 
 def _stem(path: Path, ending: str) -> str:
@@ -75,10 +81,21 @@ def _stem(path: Path, ending: str) -> str:
     return path.stem
 
 
+def _folder_files(folder: Path, spec: VolumeInput) -> list[Path]:
+    """The images of a folder of cases that are folders, or of such a case; [] where it is none."""
+    if spec.folder_file is None:
+        return []
+    places = [folder, *sorted(Path(entry.path) for entry in os.scandir(folder) if entry.is_dir())]
+    names = (spec.folder_file, spec.folder_file.removesuffix(".gz"))
+    found = [next((p / name for name in names if (p / name).is_file()), None) for p in places]
+    return [file for file in found if file is not None]
+
+
 def _below(folder: Path, spec: VolumeInput) -> list[Path]:
     ending = spec.file_ending.lower()
     names = sorted(entry.name for entry in os.scandir(folder) if entry.is_file() and not entry.name.startswith("."))
-    files = [folder / name for name in names if name.lower().endswith(ending)]
+    endings = (ending, "_x.npy") if spec.reader == "nibabel-stored" else (ending,)  # prepared cases
+    files = [folder / name for name in names if name.lower().endswith(endings)]
     numbered = [file for file in files if re.fullmatch(r".+_\d{4}", _stem(file, spec.file_ending))]
     if not numbered:
         if files and _files_a_case(spec) > 1:
@@ -100,6 +117,9 @@ def _grouped(files: Iterable[Path], spec: VolumeInput, problems: list[str]) -> l
     numbered: dict[str, dict[int, Path]] = {}
     cases = []
     for file in files:
+        if _is_folder_file(file, spec.folder_file):
+            cases.append(Case(name=case_name(file, spec.file_ending, spec.folder_file), files=(file,)))
+            continue
         match = re.fullmatch(r"(.+)_(\d{4})", _stem(file, spec.file_ending))
         if match:
             numbered.setdefault(match[1], {})[int(match[2])] = file
@@ -123,6 +143,10 @@ def _number(channel: int) -> str:
 
 def _rule(spec: VolumeInput) -> str:
     names = ", ".join(channel.name for channel in spec.channels)
+    if spec.folder_file is not None:
+        return (
+            f"a case is a folder CASE with {spec.folder_file} in it, or one file CASE{spec.file_ending}, with {names}"
+        )
     if _files_a_case(spec) == 1:
         return f"a case is one file CASE_0000{spec.file_ending} (or CASE{spec.file_ending}) with {names}"
     last = _number(len(spec.channels) - 1)

@@ -8,6 +8,7 @@ Arrays are (C, z, y, x) float32, spacings (z, y, x) in millimetres.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -48,6 +49,8 @@ class Moved:
     """of a transpose: output axis i is input axis axes[i]"""
     start: Shape3 = (0, 0, 0)
     """of a crop: where it begins in the larger grid; of padding: where the case begins in the padded grid"""
+    mode: Literal["constant", "edge", "reflect"] = "constant"
+    """of padding: where its values come from"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +96,8 @@ def prepare_volume(volume: Volume, recipe: Recipe, previous: np.ndarray | None =
     NaN, wrong channels or a grid without extent, PackageError for a step that only pictures have.
     """
     check_volume(volume, recipe)
+    if volume.prepared:
+        return _as_it_is(volume, recipe)
     cascade = next((step for step in recipe.preprocess if isinstance(step, PreviousStageChannels)), None)
     if cascade is not None and previous is None:
         raise InputError(
@@ -102,16 +107,40 @@ def prepare_volume(volume: Volume, recipe: Recipe, previous: np.ndarray | None =
     if previous is not None and previous.shape != volume.shape:
         raise InputError(f"{volume.name}: the previous stage's labels are {previous.shape}, the case {volume.shape}")
     kept = previous.astype(np.int32) if cascade is not None and previous is not None else None
-    x = np.array(volume.channels, np.float32, copy=True)
-    state = _State(x=x, spacing=volume.spacing, mask=None, previous=kept, cascade=cascade)
-    masked = _needs_mask(recipe.preprocess)
-    for step in recipe.preprocess:
-        state = _run(state, step, masked)
+    state = _run_steps(volume, recipe.preprocess, kept, cascade)
     check_channels(len(state.x), recipe, volume.name)
+    return _prepared(volume, state)
+
+
+def prepare_steps(volume: Volume, steps: Sequence[Step]) -> PreparedVolume:
+    """The same with steps alone, where no package is at hand. Raises as `prepare_volume`."""
+    check_values(volume, steps)
+    return _prepared(volume, _run_steps(volume, steps, None, None))
+
+
+def _run_steps(
+    volume: Volume, steps: Sequence[Step], previous: np.ndarray | None, cascade: PreviousStageChannels | None
+) -> _State:
+    x = np.array(volume.channels, np.float32, copy=True)
+    state = _State(x=x, spacing=volume.spacing, mask=None, previous=previous, cascade=cascade)
+    masked = _needs_mask(steps)
+    for step in steps:
+        state = _run(state, step, masked)
+    return state
+
+
+def _prepared(volume: Volume, state: _State) -> PreparedVolume:
     frame = VolumeFrame(
         name=volume.name, shape=volume.shape, spacing=volume.spacing, moved=state.moved, notes=volume.notes
     )
     return PreparedVolume(x=np.ascontiguousarray(state.x), spacing=state.spacing, frame=frame)
+
+
+def _as_it_is(volume: Volume, recipe: Recipe) -> PreparedVolume:
+    """A case that was prepared before: its grid is the network's."""
+    check_channels(len(volume.channels), recipe, volume.name)
+    frame = VolumeFrame(name=volume.name, shape=volume.shape, spacing=volume.spacing, moved=(), notes=volume.notes)
+    return PreparedVolume(x=np.ascontiguousarray(volume.channels, np.float32), spacing=volume.spacing, frame=frame)
 
 
 def check_volume(volume: Volume, recipe: Recipe) -> None:
@@ -122,11 +151,16 @@ def check_volume(volume: Volume, recipe: Recipe) -> None:
     if len(volume.channels) != wanted:
         names = ", ".join(channel.name for channel in recipe.input.channels)
         raise InputError(f"{volume.name} has {len(volume.channels)} channel(s), the network takes {wanted}: {names}")
+    check_values(volume, recipe.preprocess)
+
+
+def check_values(volume: Volume, steps: Sequence[Step]) -> None:
+    """Raise InputError for a spacing that is none, and for NaN where no step replaces it."""
     if not all(np.isfinite(s) and s > 0 for s in volume.spacing):
         raise InputError(
             f"{volume.name} has the spacing {volume.spacing}; it must be positive, correct the file's header"
         )
-    if any(isinstance(step, ReplaceNonFinite) for step in recipe.preprocess):
+    if any(isinstance(step, ReplaceNonFinite) for step in steps):
         return
     if not np.isfinite(volume.channels.sum(dtype=np.float64)):
         bad = np.argwhere(~np.isfinite(volume.channels))
@@ -138,7 +172,7 @@ def check_volume(volume: Volume, recipe: Recipe) -> None:
             )
 
 
-def _needs_mask(steps: tuple[Step, ...]) -> bool:
+def _needs_mask(steps: Sequence[Step]) -> bool:
     for step in steps:
         if isinstance(step, ZScore) and (step.mask == "nonzero" or step.outside_mask == "zero"):
             return True
@@ -280,9 +314,9 @@ def rule_of(step: Resample) -> Rule:
 
 
 def resampled_shape(shape: Shape3, before: Spacing, after: Spacing, rule: str) -> Shape3:
-    """The grid that covers the same extent at another spacing."""
+    """The grid that covers the same extent at another spacing; truncated, an axis keeps at least one voxel."""
     exact = [old / new * n for n, old, new in zip(shape, before, after, strict=True)]
-    sides = [round(value) if rule == "round-half-even" else int(value) for value in exact]
+    sides = [round(value) if rule == "round-half-even" else max(1, int(value)) for value in exact]
     if min(sides) < 1:
         raise InputError(
             f"a case of {shape} voxels at {before} mm has no voxel left at {after} mm; check the file's spacing"
@@ -305,7 +339,7 @@ def _pad(state: _State, step: Pad) -> _State:
         x = np.pad(state.x, widths, mode=step.mode)
     moved = Moved(
         kind="pad", before=state.shape, after=(target[0], target[1], target[2]),
-        before_spacing=state.spacing, after_spacing=state.spacing, start=(first[0], first[1], first[2]),
+        before_spacing=state.spacing, after_spacing=state.spacing, start=(first[0], first[1], first[2]), mode=step.mode,
     )  # fmt: skip
     mask = None if state.mask is None else np.pad(state.mask, widths[1:])
     previous = None if state.previous is None else np.pad(state.previous, widths[1:])

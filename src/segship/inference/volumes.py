@@ -12,6 +12,7 @@ with the nnU-Net class whose rules it follows (MIC-DKFZ/nnUNet: nnunetv2/imageio
     image-2d            NaturalImage2DIO. One picture is one slice; colours are channels
     tiff-3d             Tiff3DIO. The array as stored, the spacing from a json beside it
 
+nibabel-stored also takes arrays (.npy): cases that were prepared before and stand on the network's grid.
 ``VolumeInput.orientation`` turns the file's axes to other directions than RAS, named in the file's order.
 Labels go back onto the file's own axes, under its own header.
 """
@@ -69,6 +70,8 @@ class Volume:
     geometry: Geometry | None = None
     """None for arrays that came from no file"""
     notes: tuple[str, ...] = ()
+    prepared: bool = False
+    """the values stand on the network's grid already, and no step is run on them"""
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -102,7 +105,8 @@ def read_volume(source: Any, spec: VolumeInput, limits: Limits = VOLUME_LIMITS, 
     notes = tuple(dict.fromkeys(note for part in parts for note in part.notes))
     notes += _check_grids(parts)
     channels = parts[0].channels if len(parts) == 1 else np.concatenate([part.channels for part in parts])
-    return replace(parts[0], channels=channels, name=name or case_name(files[0], spec.file_ending), notes=notes)
+    name = name or case_name(files[0], spec.file_ending, spec.folder_file)
+    return replace(parts[0], channels=channels, name=name, notes=notes)
 
 
 def _is_array(source: Any) -> bool:
@@ -146,6 +150,8 @@ def _read_file(path: Path, spec: VolumeInput, limits: Limits) -> Volume:
     reader = spec.reader
     if reader in ("image-2d", "tiff-3d"):
         return _read_tiff3d(path, limits) if reader == "tiff-3d" else _read_picture(path, limits)
+    if lower.endswith(".npy") and reader == "nibabel-stored":
+        return _read_prepared(path, limits)
     if lower.endswith(_NIFTI):
         return _read_nifti(path, spec, limits)
     if reader.startswith("simpleitk") and lower.endswith(volume_formats.ITK_SUFFIXES):
@@ -175,6 +181,21 @@ def _bytes(path: Path, limits: Limits) -> bytes:
 
 def _unreadable(path: Path, error: OSError) -> InputError:
     return InputError(f"{path} cannot be read: {error.strerror or error}; check the path and its permissions")
+
+
+def _read_prepared(path: Path, limits: Limits) -> Volume:
+    """An array (C, z, y, x) that went through the package's steps before, as `segship prepare` leaves them."""
+    _check_file(path, limits)
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"{path.name} is no array that numpy reads ({error}); prepare the case again") from None
+    if array.ndim not in (3, 4) or array.dtype.kind not in "biuf" or 0 in array.shape:
+        raise InputError(f"{path.name} holds {array.dtype} of shape {array.shape}; a case is numbers (C, z, y, x)")
+    if array.size > limits.max_pixels:
+        raise InputError(f"{path.name} has {array.size:,} values, the limit is {limits.max_pixels:,} (--max-pixels)")
+    volume = volume_from_array(np.array(array), (1.0, 1.0, 1.0), path.name)
+    return replace(volume, prepared=True)
 
 
 def _read_nifti(path: Path, spec: VolumeInput, limits: Limits) -> Volume:

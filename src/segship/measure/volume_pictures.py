@@ -43,7 +43,10 @@ class VolumeGallery:
         """Draw one case; ``fp32``: that precision's labels of it, to show what differs."""
         if self.held >= MEMORY_BYTES:
             return
-        truth = case.read_labels(reorient=getattr(found.recipe.input, "reader", "").endswith("-reorient")).labels
+        assert found.recipe.input.kind == "volume"
+        truth = case.labels_for(found.recipe.input)
+        if truth.shape != found.labels.shape:  # said where the case is scored
+            return
         self.sizes[case.id] = (truth.shape[1], truth.shape[2])
         self._keep(self.against_truth, (precision, case.id), truth_panels(found, truth))
         if fp32 is not None and not np.array_equal(fp32, found.labels):
