@@ -191,7 +191,7 @@ def test_recognition(tmp_path: Path, raw: Path, paired: Path) -> None:
     with pytest.raises(DatasetError, match="looked for"):
         open_dataset(tmp_path / "empty")
     with pytest.raises(UsageError, match="dsb2018, prepared, folders"):
-        open_dataset(raw, layout="cityscapes")
+        open_dataset(raw, layout="pascal")
     with pytest.raises(DatasetError, match="has the layout 'dsb2018', not 'prepared'"):
         open_dataset(raw, layout="prepared")
 

@@ -52,6 +52,41 @@ def with_engine(function: F) -> F:
     return function
 
 
+def with_label_maps(function: F) -> F:
+    """How label maps are found and read: --img-dir … --reduce-zero-label. `folder_options` makes one thing of them."""
+    options = [
+        click.option("--img-dir", default=None, help="mmseg folders: of the pictures, below the root [found]."),
+        click.option("--ann-dir", default=None, help="mmseg folders: of the label maps."),
+        click.option(
+            "--img-suffix", default=None, help="mmseg folders: end of the pictures' names [any picture type]."
+        ),
+        click.option("--seg-map-suffix", default=None, help="mmseg folders: end of the label maps' names [.png]."),
+        click.option("--label-map", default=None, help="Label maps: numbers to replace, OLD:NEW,OLD:NEW …."),
+        click.option(
+            "--reduce-zero-label", is_flag=True, default=None, help="Label maps: ignore 0 and count classes from 1."
+        ),
+    ]
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+LABEL_MAP_OPTIONS = ("img_dir", "ann_dir", "img_suffix", "seg_map_suffix", "label_map", "reduce_zero_label")
+
+
+def folder_options(values: dict[str, Any]) -> Any:
+    """Takes the options of `with_label_maps` out of ``values``: FolderOptions, None where none was given."""
+    from segship.datasets.label_cases import FolderOptions
+    from segship.datasets.label_rules import LabelRules, parse_label_map
+
+    given = {name: values.pop(name) for name in LABEL_MAP_OPTIONS}
+    if not any(value is not None for value in given.values()):
+        return None
+    text, reduced = given.pop("label_map"), bool(given.pop("reduce_zero_label"))
+    rules = LabelRules(label_map=parse_label_map(text) if text else {}, reduce_zero_label=reduced)
+    return FolderOptions(**given, rules=rules)
+
+
 class IntList(click.ParamType):
     """'1,4,8' -> (1, 4, 8)"""
 

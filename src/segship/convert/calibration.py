@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from segship.convert.quantize import spread_evenly
-from segship.datasets import Dataset, open_dataset, recognise_layout
+from segship.datasets import Dataset, default_split, open_dataset, recognise_layout
 from segship.errors import DatasetError, InputError, UsageError
 from segship.inference.images import find_inputs, pixel_sha256, read_image
 from segship.inference.preprocess import prepare
@@ -27,6 +27,8 @@ DEFAULT_SUBSET = 128
 HELD_OUT = 16
 """pictures kept out of a calibration folder to measure on, at most"""
 MAX_LIST_BYTES = 64 << 20
+MEMORY_BYTES = 2 << 30
+"""network inputs held at once: of large pictures fewer than asked for are taken, but not fewer than ENOUGH"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,23 +87,26 @@ def load_calibration(
     count = min(HELD_OUT, max(1, len(found) // 5)) if hold_out and len(found) > 1 else 0
     held = spread_evenly(range(len(found)), count)
     kept = [entry for number, entry in enumerate(found) if number not in set(held)]
-    inputs: list[np.ndarray] = []
+    inputs = np.empty((0,), np.float32)
     names, pixels, hashes = [], [], []
-    for name, item in spread_evenly(kept, subset):
+    chosen = spread_evenly(kept, subset)
+    for name, item in _within_memory(chosen, recipe, array_order):
         assert recipe.input.kind == "image"
         image = read_image(item, recipe.input, array_order=array_order, name=name)
         x = prepare(image, recipe).x
-        if inputs and x.shape != inputs[0].shape:
+        if names and x.shape != inputs[0].shape:
             raise InputError(
                 f"{name} becomes {x.shape[1]}x{x.shape[2]}, others {inputs[0].shape[1]}x{inputs[0].shape[2]}; "
                 "calibration pictures must all reach one network size"
             )
-        inputs.append(x)
+        if not names:
+            inputs = np.empty((len(chosen), *x.shape), np.float32)  # pages are taken as they are written
+        inputs[len(names)] = x
         names.append(name)
         pixels.append(pixel_sha256(image.pixels))
         hashes.append(pixel_sha256(x))
     return Calibration(
-        inputs=np.stack(inputs),
+        inputs=inputs[: len(names)],
         names=tuple(names),
         pixel_sha256=tuple(pixels),
         input_sha256=tuple(hashes),
@@ -109,6 +114,18 @@ def load_calibration(
         warnings=_warnings(pixels),
         held_out=tuple(found[number] for number in held),
     )
+
+
+def _within_memory(
+    chosen: Sequence[tuple[str, Any]], recipe: Recipe, array_order: Literal["rgb", "bgr"]
+) -> Sequence[tuple[str, Any]]:
+    """Those of the pictures, still spread evenly, whose network inputs fit into MEMORY_BYTES."""
+    if not chosen:
+        return chosen
+    assert recipe.input.kind == "image"
+    name, item = chosen[0]
+    one = prepare(read_image(item, recipe.input, array_order=array_order, name=name), recipe).x.nbytes
+    return spread_evenly(list(chosen), max(ENOUGH, MEMORY_BYTES // one))
 
 
 def _windows(source: Path, recipe: Recipe, subset: int, split: str | Path | None) -> Calibration:
@@ -224,7 +241,8 @@ def _as_dataset(source: Path, split: str | Path | None) -> Dataset | None:
                 f"--split divides data sets; {source} is a plain folder, give its training images"
             ) from None
         return None
-    return open_dataset(source, layout, split, part="training") if split is not None else open_dataset(source, layout)
+    own = split or default_split(source, layout)  # a data set with a training side of its own is calibrated on that
+    return open_dataset(source, layout, own, part="training") if own is not None else open_dataset(source, layout)
 
 
 def _listed(source: Path) -> Iterable[tuple[str, Path]]:

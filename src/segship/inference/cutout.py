@@ -5,6 +5,7 @@ The array functions stand alone; `render` puts them together for one `Prediction
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ import numpy as np
 
 from segship.errors import UsageError
 from segship.inference import matting, writers
-from segship.inference.options import CLEANING_SIGMA, Backdrop, OutputOptions
+from segship.inference.options import CLEANING_SIGMA, LABEL_KINDS, Backdrop, OutputOptions
 from segship.inference.postprocess import smooth_mask
 from segship.manifest import Argmax, Recipe, Saliency, Threshold
 
@@ -33,9 +34,13 @@ class Rendered:
     """what a user should know about how it was made"""
     flat: bool = False
     """few values in large areas, which compress differently"""
+    palette: Mapping[int, writers.Color] | None = None
+    """colours that an indexed PNG shows its numbers in"""
 
     def encode(self) -> bytes:
         """PNG; the same pixels always give the same bytes."""
+        if self.palette is not None:
+            return writers.encode_palette_png(self.pixels, self.palette)
         return writers.encode_png(self.pixels, flat=self.flat)
 
 
@@ -83,15 +88,35 @@ def check(recipe: Recipe, options: OutputOptions) -> None:
         raise UsageError(
             "clean_mask smooths single masks; this package gives one map of labels (a cutout can be cleaned)"
         )
+    if options.kind in LABEL_KINDS:
+        _require_labels(recipe, options)
     if options.kind in ("cutout", "composite") or (options.kind == "mask" and options.estimates_alpha):
         _require_background(recipe)
 
 
-def _require_background(recipe: Recipe) -> None:
+def _require_labels(recipe: Recipe, options: OutputOptions) -> None:
+    decision = recipe.decode.decision
+    if isinstance(decision, Saliency) and decision.threshold is None and options.threshold is None:
+        raise UsageError(f"{options.kind} is made of classes and this package gives maps of grey; add --threshold 0.5")
+    if options.clean_mask or options.matting or options.rgb_mask:
+        raise UsageError(f"clean_mask, matting and rgb_mask are for masks, not for {options.kind}; leave them out")
+    if options.kind == "cityscapes" and not any(label.file_value is not None for label in recipe.labels):
+        raise UsageError(
+            f"package '{recipe.name}' does not know the label ids of Cityscapes (labels.file_value in its manifest); "
+            "take --output ids or color, or export it again from a network with Cityscapes' classes"
+        )
+
+
+def has_background(recipe: Recipe) -> bool:
+    """Whether the class of id 0 means that there is nothing; of a street's classes none does."""
     if not isinstance(recipe.decode.decision, Argmax):
-        return
+        return True
     zero = [label.name for label in recipe.labels if label.id == 0]
-    if not zero or zero[0].casefold() not in BACKGROUND_NAMES:
+    return bool(zero) and zero[0].casefold() in BACKGROUND_NAMES
+
+
+def _require_background(recipe: Recipe) -> None:
+    if not has_background(recipe):
         names = ", ".join(label.name for label in recipe.labels[:3])
         raise UsageError(
             f"package '{recipe.name}' gives every pixel a class ({names} …) and none is the background, so there is "
@@ -124,6 +149,8 @@ def render(found: Prediction, options: OutputOptions) -> Rendered:
 
 def draw(found: Prediction, options: OutputOptions) -> Rendered:
     """`render` for a prediction that is checked and `Prediction.decided` already."""
+    if options.kind in LABEL_KINDS:
+        return _label_picture(found, options)
     if options.kind == "overlay":
         return Rendered(pixels=_overlay(found.on_grid("input"), options), notes=found.notes)
     if options.kind == "mask" and not options.estimates_alpha:
@@ -197,10 +224,26 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
+def _label_picture(found: Prediction, options: OutputOptions) -> Rendered:
+    """Exclusive classes as the data set's own numbers, or in their colours."""
+    labels = found.recipe.labels
+    if options.kind == "color":
+        pixels = writers.colored(found.labels, {label.id: label.color for label in labels})
+        return Rendered(pixels=pixels, notes=found.notes, flat=True)
+    number = {label.id: label.id if label.file_value is None else label.file_value for label in labels}
+    pixels = writers.renumbered(found.labels, number)
+    palette = {number[label.id]: label.color for label in labels} if options.kind == "cityscapes" else None
+    return Rendered(pixels=pixels, notes=found.notes, flat=True, palette=palette)
+
+
 def _overlay(found: Prediction, options: OutputOptions) -> np.ndarray:
     if isinstance(found.recipe.decode.decision, Saliency):
         plane = foreground(found, options)
         return writers.draw_heat(found.picture, plane, found.classes[0].color)
+    if not has_background(found.recipe):
+        return writers.blend_labels(
+            found.picture, found.labels, {label.id: label.color for label in found.recipe.labels}
+        )
     shown = found.foreground_classes
     colors = [label.color for label, wanted in zip(found.classes, shown, strict=True) if wanted]
     return writers.draw_overlay(found.picture, found.masks[shown], colors)

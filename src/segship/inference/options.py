@@ -21,10 +21,12 @@ from segship.errors import UsageError
 if TYPE_CHECKING:
     from PIL.Image import Image as PilImage
 
-Kind = Literal["mask", "cutout", "composite", "overlay"]
+Kind = Literal["mask", "ids", "color", "cityscapes", "cutout", "composite", "overlay"]
+LabelKind = Literal["ids", "color", "cityscapes"]
 CutoutStyle = Literal["straight", "rembg"]
 RGBA = tuple[int, int, int, int]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+LABEL_KINDS: tuple[LabelKind, ...] = get_args(LabelKind)
 STYLES: tuple[CutoutStyle, ...] = get_args(CutoutStyle)
 
 CLEANING_SIGMA = 2.0
@@ -38,7 +40,9 @@ class OutputOptions:
     """How one prediction becomes one image. Raises UsageError for values that mean nothing."""
 
     kind: Kind = "mask"
-    """'mask': what the network answers. 'cutout': RGBA, the picture's colours with the mask as alpha. 'composite': the
+    """'mask': what the network answers, of exclusive classes their numbers (train ids). 'ids': the numbers that the data
+    set's own label files hold. 'color': each class in its colour, RGB. 'cityscapes': ids with the colours as palette, as
+    Cityscapes' test server and mmseg's --format-only have them. 'cutout': RGBA, the picture's colours with the mask as alpha. 'composite': the
     object over ``background``. 'overlay': the picture with the mask drawn on it, for looking at"""
     threshold: float | None = None
     """decide at this value (0..1, strictly above) instead of keeping a map's grey levels or the package's threshold"""
@@ -75,12 +79,16 @@ class OutputOptions:
 
     @property
     def needs_picture(self) -> bool:
-        return self.kind != "mask" or self.estimates_alpha
+        return self.kind not in ("mask", *LABEL_KINDS) or self.estimates_alpha
 
     @property
     def estimates_alpha(self) -> bool:
         """Whether matting runs. rembg ignores it where only the mask is wanted."""
-        return self.matting and self.kind != "overlay" and not (self.kind == "mask" and self.cutout_style == "rembg")
+        return (
+            self.matting
+            and self.kind not in ("overlay", *LABEL_KINDS)
+            and not (self.kind == "mask" and self.cutout_style == "rembg")
+        )
 
     @cached_property
     def backdrop(self) -> Backdrop:

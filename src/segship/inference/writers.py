@@ -68,6 +68,11 @@ def write_mask_png(path: Path, mask: np.ndarray) -> Path:
 
 def write_palette_png(path: Path, labels: np.ndarray, colors: Mapping[int, Color]) -> Path:
     """uint8 labels (H, W) as an indexed PNG: the pixel values are the ids, shown in their colours."""
+    return write_bytes(path, encode_palette_png(labels, colors))
+
+
+def encode_palette_png(labels: np.ndarray, colors: Mapping[int, Color]) -> bytes:
+    """An indexed PNG of uint8 labels (H, W): the pixel values are the ids, shown in their colours."""
     from PIL import Image
 
     if labels.dtype != np.uint8:
@@ -79,7 +84,7 @@ def write_palette_png(path: Path, labels: np.ndarray, colors: Mapping[int, Color
     picture.putpalette(palette.tobytes())
     buffer = io.BytesIO()
     picture.save(buffer, "PNG")
-    return write_bytes(path, buffer.getvalue())
+    return buffer.getvalue()
 
 
 def to_levels(values: np.ndarray) -> np.ndarray:
@@ -119,6 +124,30 @@ def draw_overlay(rgb: np.ndarray, masks: np.ndarray, colors: Sequence[Color], ti
         outline, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
         cv2.drawContours(out, outline, -1, color, thickness)
     return out
+
+
+def colored(labels: np.ndarray, colors: Mapping[int, Color]) -> np.ndarray:
+    """uint8 (H, W, 3) RGB: each label of (H, W) in its colour, numbers without one black."""
+    table = np.zeros((max(int(labels.max(initial=0)), *colors) + 1, 3), np.uint8)
+    for number, color in colors.items():
+        table[number] = color
+    return np.asarray(table[labels])
+
+
+def renumbered(labels: np.ndarray, numbers: Mapping[int, int]) -> np.ndarray:
+    """Labels (H, W) as other numbers: uint8, or uint16 where one is above 255. Labels that are not named stay."""
+    table = np.arange(max(int(labels.max(initial=0)), *numbers) + 1)
+    for label, number in numbers.items():
+        table[label] = number
+    return np.asarray(table.astype(np.uint8 if table.max() <= 255 else np.uint16)[labels])
+
+
+def blend_labels(rgb: np.ndarray, labels: np.ndarray, colors: Mapping[int, Color]) -> np.ndarray:
+    """The picture (uint8 H, W, 3 RGB) mixed half and half with every class's colour, rounded down: mmseg's overlay at its
+    opacity of 0.5 (open-mmlab/mmsegmentation 0.30: mmseg/models/segmentors/base.py, show_result)."""
+    mixed = rgb.astype(np.uint16) + colored(labels, colors)
+    mixed >>= 1
+    return mixed.astype(np.uint8)
 
 
 def draw_heat(rgb: np.ndarray, levels: np.ndarray, color: Color, tint: float = 0.55) -> np.ndarray:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segship.inference.writers import write_bytes
-from segship.measure import curves
+from segship.measure import curves, label_maps
 from segship.measure.environment import environment
 from segship.measure.gallery import choose_pictures, write_pictures
 from segship.measure.volume_pictures import VolumeGallery
@@ -28,6 +28,8 @@ def write_evaluation(
         write_bytes(output / variant.precision / "cases.csv", _csv(variant).encode())
         if variant.evaluation.curves:
             curves.write_csv(output / variant.precision / curves.CSV, variant.evaluation.curves)
+        if variant.evaluation.pooled is not None:
+            label_maps.write_classes(output / variant.precision, variant)
     curves.write_picture(output / curves.PICTURE, {v.precision: v.evaluation.curves for v in result.variants})
     chosen = choose_pictures(
         {v.precision: v.evaluation for v in result.variants}, {v.precision: v.agreement for v in result.variants}

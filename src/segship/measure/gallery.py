@@ -13,6 +13,7 @@ from segship.datasets import Case, Dataset
 from segship.inference.prediction import Prediction
 from segship.inference.predictor import Predictor
 from segship.inference.writers import write_bytes
+from segship.manifest import Argmax
 from segship.measure import pictures
 from segship.measure.agreement import kind_of
 from segship.metrics.evaluation import Evaluation
@@ -81,6 +82,7 @@ def write_pictures(
         "metric": chosen.metric,
         "precision": chosen.precision,
         "kind": kind_of(package.manifest),
+        "exclusive": isinstance(package.manifest.decode.decision, Argmax),
     }
     for kind, entries in (("examples", chosen.examples), ("worst", chosen.worst)):
         about[kind] = [
@@ -109,6 +111,13 @@ def _against_truth(folder: Path, stem: str, case: Case, prediction: Prediction, 
             "heat": pictures.heat_panel(rgb, found),
             "difference": pictures.map_difference_panel(rgb, truth_map, found),
         }
+    elif isinstance(prediction.recipe.decode.decision, Argmax):
+        truth_map, void = _truth_of(case, prediction)
+        panels |= {
+            "prediction": pictures.label_panel(rgb, prediction.labels, prediction.classes),
+            "truth": pictures.label_panel(rgb, truth_map, prediction.classes, void),
+            "difference": pictures.label_difference_panel(rgb, truth_map, prediction.labels, void),
+        }
     else:
         truth = case.target()
         panels |= {
@@ -117,6 +126,13 @@ def _against_truth(folder: Path, stem: str, case: Case, prediction: Prediction, 
             "difference": pictures.difference_panel(rgb, truth, prediction.masks),
         }
     return _entry(folder, stem, case.id, prediction, panels) | {"score": score}
+
+
+def _truth_of(case: Case, prediction: Prediction) -> tuple[np.ndarray, int]:
+    """(class numbers of the ground truth, the number of pixels that are not scored)."""
+    found = case.read_labels().labels[0]
+    ignored = prediction.recipe.metric.options.get("ignore_index", 255)
+    return found, int(ignored)
 
 
 def _against_other(
@@ -136,6 +152,12 @@ def _against_other(
             "difference": pictures.map_difference_panel(rgb, before, after, 1 / max(largest, 1e-6)),
         }
         about["largest"] = largest
+    elif isinstance(fp32.recipe.decode.decision, Argmax):
+        panels |= {
+            "reference": pictures.label_panel(rgb, fp32.labels, fp32.classes),
+            "variant": pictures.label_panel(rgb, other.labels, other.classes),
+            "difference": pictures.label_difference_panel(rgb, fp32.labels, other.labels),
+        }
     else:
         panels |= {
             "reference": pictures.overlay_panel(rgb, fp32.masks, fp32.classes),

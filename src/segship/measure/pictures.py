@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from segship.inference.writers import Color, draw_overlay, write_png
+from segship.inference.writers import Color, blend_labels, draw_overlay, write_png
 from segship.manifest import Label
 
 Bytes = NDArray[np.uint8]
@@ -26,6 +26,7 @@ MAX_SIDE = 480
 BOTH: Color = (233, 233, 228)
 ONLY_FIRST: Color = (0, 114, 178)
 ONLY_SECOND: Color = (230, 159, 0)
+VOID: Color = (20, 20, 20)
 
 
 def overlay_panel(rgb: Bytes, masks: Bool, labels: Sequence[Label]) -> Bytes:
@@ -50,6 +51,28 @@ def difference_panel(rgb: Bytes, first: Bool, second: Bool) -> Bytes:
     grey[only_first] = ONLY_FIRST
     grey[only_second] = ONLY_SECOND
     return grey
+
+
+def label_panel(rgb: Bytes, found: NDArray[np.generic], labels: Sequence[Label], void: int | None = None) -> Bytes:
+    """The picture reduced to MAX_SIDE, mixed half and half with the colour of each pixel's class; ``void`` is dark."""
+    small, reduced = _reduce(rgb), _reduce_numbers(found, rgb)
+    mixed = np.asarray(blend_labels(small, reduced, {label.id: label.color for label in labels}), np.uint8)
+    if void is not None:
+        mixed[reduced == void] = small[reduced == void] // 4
+    return mixed
+
+
+def label_difference_panel(
+    rgb: Bytes, first: NDArray[np.generic], second: NDArray[np.generic], void: int | None = None
+) -> Bytes:
+    """The picture in grey; where two maps of exclusive classes (H, W) agree light, where not orange, ``void`` dark."""
+    small = _reduce(rgb)
+    a, b = _reduce_numbers(first, rgb), _reduce_numbers(second, rgb)
+    grey = (small.mean(axis=2, keepdims=True) * 0.35 + 20).astype(np.uint8).repeat(3, axis=2)
+    shown = np.where((a == b)[..., None], np.array(BOTH, np.uint8) // 2 + grey // 2, np.array(ONLY_SECOND, np.uint8))
+    if void is not None:
+        shown[a == void] = VOID
+    return np.asarray(shown, np.uint8)
 
 
 def grey_panel(rgb: Bytes, values: Values) -> Bytes:
@@ -106,6 +129,15 @@ def _reduce_masks(masks: Bool) -> Bool:
         cv2.resize(plane.astype(np.uint8) * 255, (width, height), interpolation=cv2.INTER_AREA) for plane in masks
     ]
     return np.stack(planes) > 127
+
+
+def _reduce_numbers(found: NDArray[np.generic], rgb: Bytes) -> NDArray[np.generic]:
+    """(h, w) of the size of the photo's panel, by nearest neighbour: numbers of classes have no mean."""
+    height, width = _scale(*rgb.shape[:2])
+    if found.shape == (height, width):
+        return found
+    values = found.astype(np.uint16)
+    return np.asarray(cv2.resize(values, (width, height), interpolation=cv2.INTER_NEAREST))
 
 
 def _reduce_map(values: Values, rgb: Bytes) -> NDArray[np.float32]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from segship.errors import UsageError
 from segship.measure.tables import columns
+from segship.metrics import get_scorer
 from segship.metrics.files import FileScores, score_files
 
 LISTED_CASES = 24
@@ -40,11 +41,15 @@ def as_text(sets: Sequence[FileScores]) -> str:
     if len(sets) == 1:
         return "\n\n".join([*_one_by_case(sets[0]), sets[0].as_text()])
     names = [found.name for found in sets]
+    scorer = get_scorer(sets[0].scorer)
+    notes = [f"{found.name}: {len(found.scores)} cases; {'; '.join(found.notes)}".rstrip("; ") for found in sets]
+    if hasattr(scorer, "compare"):
+        table = columns(*scorer.compare({found.name: found.metrics for found in sets}))
+        return "\n\n".join([*_several_by_case(sets, names), table, "\n".join(notes)])
     rows = [
         [metric, *(_number((found.metrics | found.compat).get(metric)) for found in sets)]
         for metric in dict.fromkeys(name for found in sets for name in (*found.metrics, *found.compat))
     ]
-    notes = [f"{found.name}: {len(found.scores)} cases; {'; '.join(found.notes)}".rstrip("; ") for found in sets]
     return "\n\n".join([*_several_by_case(sets, names), columns(["all cases", *names], rows), "\n".join(notes)])
 
 

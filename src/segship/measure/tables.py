@@ -30,6 +30,17 @@ def batch_lines(variants: Sequence[Any], names: Sequence[str]) -> list[str]:
     return ["", columns(["precision", "batch", *names], rows)] if len(rows) > len(variants) else []
 
 
+def metric_lines(scorer: Any, variants: Sequence[Any], form: str | None = None) -> list[str]:
+    """The world's own table of one precision; of several, one line a number and a column for each precision."""
+    first = variants[0].evaluation.metrics
+    if len(variants) == 1:
+        return [scorer.table(first, **({"form": form} if form and hasattr(scorer, "compare") else {}))]
+    if hasattr(scorer, "compare"):
+        return [columns(*scorer.compare({v.precision: v.evaluation.metrics for v in variants}))]
+    rows = [[name, *(f"{v.evaluation.metrics[name]:.4f}" for v in variants), scorer.explain(name)] for name in first]
+    return [columns(["", *(v.precision for v in variants), ""], rows)]
+
+
 def _is_number(cell: str) -> bool:
     if cell in ("-", ""):
         return True

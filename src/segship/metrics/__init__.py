@@ -7,6 +7,10 @@
     explain(name) -> str                          what a number is; also of numbers beyond METRICS (one a class)
     table(values, names=None) -> str              those numbers as lines for the terminal
     mean_curves(scores) -> dict[str, array]       optional: curves over all cases
+    pooled(scores) -> Pooled                      optional: numbers made of areas summed over cases (CaseScore.areas)
+    compare(by_name) -> (header, rows)            optional: the table of several precisions side by side
+    as_upstream(values) -> dict                   optional: what --json prints in the place of ``metrics``, and more
+    FORMATS: tuple[str, ...]                      optional: whose forms ``table(…, form=…)`` or summary_file can write
     notes(scores) -> tuple[str, ...]              optional: what was done to answers before they were scored
     UNDEFINED: dict[str, float]                   optional: what a missing number counts as beside one that is there
     TABLE: tuple[str, ...]                        optional: the numbers of the report's table precision × batch
@@ -22,7 +26,7 @@ from types import ModuleType
 
 from segship.errors import UsageError
 
-SCORERS = ("nuclei", "sod", "nnunet")
+SCORERS = ("nuclei", "sod", "nnunet", "mmseg", "kits19")
 
 
 def get_scorer(name: str) -> ModuleType:

@@ -7,11 +7,11 @@ the Bootstrap (1993), chapters 12 and 13 (percentile interval).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from segship.errors import UsageError
 
@@ -65,6 +65,41 @@ def paired_bootstrap(
     tail = (1 - level) / 2
     low, high = np.quantile(means, [tail, 1 - tail])
     return Interval(mean=float(differences.mean()), low=float(low), high=float(high), cases=differences.size)
+
+
+def pooled_bootstrap(
+    a: NDArray[np.generic],
+    b: NDArray[np.generic],
+    value: Callable[[NDArray[np.generic]], NDArray[np.float64]],
+    *,
+    resamples: int = RESAMPLES,
+    level: float = 0.95,
+    seed: int = SEED,
+) -> Interval:
+    """Interval of value(sum of a) - value(sum of b), where a number is made of counts summed over cases.
+
+    ``a`` and ``b`` (n, …) are the same cases' counts in one order; cases are drawn again, the counts of each draw summed
+    and the two numbers of that draw subtracted. ``value`` takes sums (…) or (draws, …). ``mean`` is the difference over
+    all cases as they are. Draws without a number (NaN) are left out.
+    """
+    if a.shape != b.shape or not len(a):
+        raise UsageError(f"a paired comparison needs the same cases on both sides, got {len(a)} and {len(b)}")
+    # counts are whole numbers far below 2**53, so float64 sums are exact and BLAS adds them
+    first, second = (side.reshape(len(side), -1).astype(np.float64) for side in (a, b))
+    random = np.random.default_rng(seed)
+    differences = np.empty(resamples)
+    step = max(1, _CHUNK_VALUES // max(len(a), first.shape[1]))
+    for start in range(0, resamples, step):
+        count = min(step, resamples - start)
+        often = random.multinomial(len(a), np.full(len(a), 1 / len(a)), count).astype(np.float64)
+        sums = ((often @ side).reshape(count, *a.shape[1:]) for side in (first, second))
+        before, after = (value(side) for side in sums)
+        differences[start : start + count] = before - after
+    tail = (1 - level) / 2
+    known = differences[~np.isnan(differences)]
+    low, high = np.quantile(known, [tail, 1 - tail]) if known.size else (float("nan"), float("nan"))
+    whole = float(value(a.sum(axis=0)) - value(b.sum(axis=0)))
+    return Interval(mean=whole, low=float(low), high=float(high), cases=len(a))
 
 
 def worst_case(reference: Mapping[str, float], values: Mapping[str, float], higher_is_better: bool = True) -> WorstCase:

@@ -26,12 +26,12 @@ from segship.inference.preprocess import prepare
 from segship.inference.volume_prediction import VolumePrediction
 from segship.manifest import Drop
 from segship.metrics import get_scorer
-from segship.metrics.bootstrap import paired_bootstrap, worst_case
-from segship.metrics.scores import CaseScore
+from segship.metrics.bootstrap import Interval, paired_bootstrap, pooled_bootstrap, worst_case
+from segship.metrics.scores import CaseScore, Pooled
 
 Progress = Callable[[int, int, str], None]
 BATCH = 8
-"""pictures in one call of the engine, unless the caller says otherwise"""
+"""pictures in one call of the engine, unless the caller says otherwise; a scorer of large pictures has its own"""
 AnyPrediction = Prediction | VolumePrediction
 OnCase = Callable[[Case, Any, CaseScore], None]
 """(case, its Prediction or VolumePrediction, score)"""
@@ -62,6 +62,10 @@ class Evaluation:
     """what a case's missing (NaN) number counts as in a comparison with one that is there; others are left out"""
     batch: int | None = None
     """pictures, or windows of a volume, in one call of the engine; None: its own choice"""
+    pooled: Pooled | None = None
+    """numbers made of areas that are summed over cases; None in worlds whose numbers are means of cases"""
+    confusion: NDArray[np.int64] | None = None
+    """(C, C) pixels by label and prediction over all cases, in worlds of exclusive classes"""
 
     @property
     def value(self) -> float:
@@ -85,24 +89,27 @@ def evaluate_cases(
     calibration: Collection[str] | None = None,
     on_case: OnCase | None = None,
     surface_mm: float | None = None,
+    scoring: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Predict every case and score it with the package's own scorer.
 
     ``calibration``: hashes of pixels that this variant was calibrated on; None takes them from the package's
-    provenance. ``surface_mm`` asks for surface metrics at that tolerance, where the world has them. Raises DatasetError at the first case that is among them, for faulty ground truth, and when no case at
-    all could be predicted; an unreadable input is a failure in the result.
+    provenance. ``surface_mm`` asks for surface metrics at that tolerance, where the world has them; ``scoring`` holds
+    other options of the scorer's ``score_case`` (`check_scoring`). Raises DatasetError at the first case that was
+    calibrated on, for faulty ground truth, and when no case at all could be predicted; an unreadable input is a failure
+    in the result.
     """
     manifest = predictor.package.manifest
     scorer = get_scorer(manifest.metric.scorer)
     if calibration is None:
         calibration = calibration_hashes(predictor.package.provenance(), predictor.precision)
-    scoring: dict[str, Any] = {} if surface_mm is None else {"surface_mm": surface_mm}
-    if scoring and "surface_mm" not in inspect.signature(scorer.score_case).parameters:
-        raise UsageError(f"there are no surface metrics for packages scored by {manifest.metric.scorer}")
+    options = dict(scoring or {}) | ({} if surface_mm is None else {"surface_mm": surface_mm})
+    check_scoring(manifest.metric.scorer, options)
     scores: list[CaseScore] = []
     failures: list[tuple[str, str]] = []
     pixels: dict[str, str] = {}
+    confusion: NDArray[np.int64] | None = None
     start = time.perf_counter()
     predictions = predictor.stream(_sources(dataset.cases), **_streaming(predictor, batch))
     for done, (case, found) in enumerate(zip(dataset.cases, predictions, strict=True)):
@@ -112,7 +119,10 @@ def evaluate_cases(
             pixels[case.id] = pixel_sha256(_as_read(found))
             if calibration:
                 _refuse(case.id, pixels[case.id], found, calibration, predictor)
-            score = scorer.score_case(found, case, **scoring)
+            score = scorer.score_case(found, case, **options)
+            if score.areas is not None and score.areas.confusion is not None:
+                confusion = score.areas.confusion + (0 if confusion is None else confusion)
+                score = replace(score, areas=replace(score.areas, confusion=None))
             scores.append(score)
             if on_case is not None:
                 on_case(case, found, score)
@@ -136,13 +146,29 @@ def evaluate_cases(
         notes=scorer.notes(scores) if hasattr(scorer, "notes") else (),
         undefined=getattr(scorer, "UNDEFINED", {}),
         batch=batch,
+        pooled=scorer.pooled(scores) if hasattr(scorer, "pooled") else None,
+        confusion=confusion,
     )
+
+
+def default_batch(scorer: str) -> int:
+    """Pictures in one call where nobody says how many."""
+    return int(getattr(get_scorer(scorer), "BATCH", BATCH))
+
+
+def check_scoring(scorer: str, options: Collection[str]) -> None:
+    """Raise UsageError for an option that this scorer's ``score_case`` does not have."""
+    known = inspect.signature(get_scorer(scorer).score_case).parameters
+    for name in options:
+        if name not in known:
+            what = {"surface_mm": "surface metrics", "metrics": "metrics to choose", "unknown": "unknown ids"}
+            raise UsageError(f"there are no {what.get(name, f'options {name}')} for packages scored by {scorer}")
 
 
 def _streaming(predictor: Predictor, batch: int | None) -> dict[str, Any]:
     """How `stream` is called: of volumes, a batch is one of windows."""
     if predictor.manifest.input.kind == "image":
-        return {"batch": batch or BATCH, "keep_images": True}
+        return {"batch": batch or default_batch(predictor.manifest.metric.scorer), "keep_images": True}
     tiles: Any = getattr(predictor, "tiles")  # noqa: B009
     return {"tiles": replace(tiles, batch=batch or tiles.batch)}
 
@@ -165,19 +191,25 @@ def drop_against(fp32: Evaluation, variant: Evaluation, metric: str | None = Non
     name = metric or fp32.metric
     if fp32.dataset_sha256 != variant.dataset_sha256:
         raise UsageError("a drop is between two evaluations of one data set; these two have different content hashes")
-    before, after = fp32.per_case(name), variant.per_case(name)
     if [score.id for score in fp32.scores] != [score.id for score in variant.scores]:
         raise UsageError("a drop needs the same cases on both sides; one of them failed on some, see its failures")
+    before, after = fp32.per_case(name), variant.per_case(name)
     if not before or not after:
         raise UsageError(f"no case has a {name} on both sides, so there is no drop; evaluate on cases with foreground")
-    if any(
+    pooled = fp32.pooled is not None and name in fp32.pooled.names
+    if not pooled and any(
         abs(found.metrics[name] - float(np.mean(list(of.values())))) > 1e-9
         for found, of in ((fp32, before), (variant, after))
     ):
         raise UsageError(f"'{name}' is pooled over all cases, so a drop of it has no interval; ask for another metric")
     before, after = _filled(before, after, fp32.undefined.get(name), [score.id for score in fp32.scores])
+    if not before:
+        raise UsageError(f"no case has a {name} on both sides, so there is no drop; evaluate on cases with foreground")
     sign = 1 if fp32.higher_is_better else -1
-    interval = paired_bootstrap([sign * before[i] for i in before], [sign * after[i] for i in before])
+    if pooled:
+        interval = _pooled_interval(fp32, variant, name, sign)
+    else:
+        interval = paired_bootstrap([sign * before[i] for i in before], [sign * after[i] for i in before])
     worst = worst_case(before, after, fp32.higher_is_better)
     return Drop(
         metric=name,
@@ -191,6 +223,17 @@ def drop_against(fp32: Evaluation, variant: Evaluation, metric: str | None = Non
         dataset_sha256=fp32.dataset_sha256,
         engine=variant.engine,
     )
+
+
+def _pooled_interval(fp32: Evaluation, variant: Evaluation, name: str, sign: int) -> Interval:
+    """Of a number over summed areas: images are drawn again, their areas summed on both sides."""
+    rule = fp32.pooled
+    assert rule is not None
+
+    def stacked(found: Evaluation) -> NDArray[np.int64]:
+        return np.stack([score.areas.values for score in found.scores if score.areas is not None])
+
+    return pooled_bootstrap(stacked(fp32), stacked(variant), lambda sums: sign * rule.value(name, sums))
 
 
 def _filled(

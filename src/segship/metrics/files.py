@@ -11,6 +11,7 @@ import inspect
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from segship.datasets import Dataset
@@ -19,7 +20,7 @@ from segship.errors import DatasetError, UsageError
 from segship.metrics import get_scorer
 from segship.metrics.scores import CaseScore, without_nan
 
-WORLDS = ("dsb2018", "sod", "nnunet", "nnunet-v1")
+WORLDS = ("dsb2018", "sod", "nnunet", "nnunet-v1", "mmseg", "kits19")
 Progress = Callable[[int, int, str], None]
 
 
@@ -38,6 +39,8 @@ class FileScores:
     """numbers of another tool, under its own names"""
     listed: tuple[str, ...] = ()
     """per-case metrics to show case by case"""
+    form: str | None = None
+    """of the world's own table, where it has several"""
 
     def as_dict(self) -> dict[str, object]:
         """As `score --json` prints it."""
@@ -49,16 +52,22 @@ class FileScores:
             "split_sha256": self.dataset.split_sha256,
             "notes": list(self.notes),
             "per_case": {score.id: without_nan(score.values) for score in self.scores},
+            **own_numbers(get_scorer(self.scorer), self.metrics),
         }
 
     def as_text(self) -> str:
         """The table for the terminal, each number with its metric's name."""
         scorer = get_scorer(self.scorer)
-        lines = [scorer.table(self.metrics)]
+        lines = [scorer.table(self.metrics, **({"form": self.form} if self.form else {}))]
         if self.compat:
             lines += ["", *(f"{name}  {value:.4f}" for name, value in self.compat.items())]
             lines += getattr(scorer, "REMARKS", ())
         return "\n".join([*lines, f"{len(self.scores)} cases" + _split_text(self.dataset), *self.notes])
+
+
+def own_numbers(scorer: ModuleType, metrics: dict[str, float]) -> dict[str, object]:
+    """The numbers in the world's own units, where it has some; they replace ``metrics`` of a result's JSON."""
+    return dict(scorer.as_upstream(metrics)) if hasattr(scorer, "as_upstream") else {}
 
 
 def score_files(world: str, gt: Path | str, pred: Path | str, **options: Any) -> FileScores:

@@ -1,0 +1,308 @@
+"""Evaluating a package of exclusive classes on a toy Cityscapes: numbers, files, published ones beside, report, outputs."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+from tiny_labels import LABELS, TRAIN, VAL, cityscapes_tree, label_ids, label_package, scene
+from tiny_package import tiny_package
+
+from segship.convert.calibration import load_calibration
+from segship.datasets import FolderOptions, open_dataset
+from segship.datasets.label_rules import LabelRules
+from segship.errors import DatasetError, UsageError
+from segship.inference.batch import predict_files
+from segship.inference.options import OutputOptions
+from segship.inference.outputs import PredictOptions
+from segship.inference.predictor import Predictor
+from segship.measure import mmseg_table
+from segship.measure.evaluate import EvaluateResult, evaluate
+from segship.measure.report import report
+from segship.measure.rundir import write_run_summary
+from segship.metrics import mmseg
+from segship.metrics.files import score_files
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyped-def]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SEGSHIP_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, cache: None) -> tuple[Path, EvaluateResult]:
+    """Both precisions on the toy val, all metrics, label maps kept; the report of it."""
+    root = tmp_path_factory.mktemp("streets")
+    tree = cityscapes_tree(root / "cs")
+    (root / "run").mkdir()
+    package = label_package(root / "run" / "net.segship")
+    result = evaluate(
+        package,
+        tree,
+        precision=("int8", "fp32"),
+        metrics=("mIoU", "mDice", "mFscore"),
+        output=root / "run" / "evaluation",
+        predictions=root / "maps",
+    )
+    write_run_summary(root / "run", result.package, evaluation=result)
+    report(root / "run")
+    return root, result
+
+
+def test_numbers_are_those_of_the_written_label_maps(made: tuple[Path, EvaluateResult]) -> None:
+    root, result = made
+    for precision in ("fp32", "int8"):
+        files = score_files("mmseg", root / "cs", root / "maps" / precision, metrics=("mIoU", "mDice", "mFscore"))
+        variant = result.variant(precision)
+        assert variant is not None
+        assert files.metrics == pytest.approx(variant.evaluation.metrics, nan_ok=True)
+        assert {path.name for path in (root / "maps" / precision).iterdir()} == {
+            f"{name}_leftImg8bit.png" for name in VAL
+        }
+    assert 0.85 < result.variants[0].evaluation.value < 1, "noise hides some of the nearest colours"
+
+
+def test_the_drop_draws_images_again(made: tuple[Path, EvaluateResult]) -> None:
+    drop = made[1].variants[1].drop
+    assert drop is not None
+    assert drop.drop == pytest.approx(made[1].variants[0].evaluation.value - made[1].variants[1].evaluation.value)
+    assert drop.interval95[0] <= drop.drop <= drop.interval95[1]
+    assert drop.cases == 4
+    assert drop.worst_case in VAL
+
+
+def test_json_and_text(made: tuple[Path, EvaluateResult]) -> None:
+    root, result = made
+    found = json.loads((root / "run" / "evaluation" / "summary.json").read_text())
+    fp32 = result.variants[0].evaluation.metrics
+    assert found["metrics"]["mIoU"] == round(100 * fp32["mIoU"], 2)
+    assert found["per_class"]["IoU"]["traffic light"] == pytest.approx(fp32["IoU.traffic light"])
+    assert found["layout"] == "cityscapes"
+    assert found["split"] == "val"
+    assert found["reference"][0] == {
+        "network": "OCRNet-HR18 160k", "precision": "fp32", "kind": "reference",
+        "aAcc": "96.40", "mIoU": "79.45", "mAcc": "86.75",
+    }  # fmt: skip
+    measured = [row for row in found["reference"] if row["kind"] == "measured"]
+    assert [row["precision"] for row in measured] == ["fp32", "int8"]
+    assert measured[0]["mIoU"] == f"{100 * fp32['mIoU']:.2f}"
+    text = result.as_text()
+    assert re.search(r"^IoU of class, % +fp32 +int8$", text, re.M)
+    assert re.search(rf"^mIoU +{100 * fp32['mIoU']:.2f} ", text, re.M)
+    assert re.search(r"DeepLabV3-R101-D16-MG124 80k +int8 +reference +95.99 +77.73 +84.90", text)
+    assert "Measured on 4 of the reference's 500 pictures" in text
+    assert "72.14" not in text, "the vendor's table of some other network"
+    assert "int8: mIoU drop against fp32" in text
+    one = replace(result, variants=result.variants[:1]).as_text()
+    assert "|     Class     |" in one
+    assert f"mIoU: {100 * fp32['mIoU']:.2f}00" in one
+    assert "Summary:" in replace(result, variants=result.variants[:1], form="0.x").as_text()
+
+
+def test_files_by_class_and_case(made: tuple[Path, EvaluateResult]) -> None:
+    root, result = made
+    folder = root / "run" / "evaluation" / "fp32"
+    rows = list(csv.DictReader((folder / "classes.csv").open()))
+    assert [row["class"] for row in rows] == [label.name for label in LABELS]
+    fp32 = result.variants[0].evaluation
+    assert float(rows[0]["IoU"]) == pytest.approx(fp32.metrics["IoU.road"], abs=1e-6)
+    table = np.array([list(row.values())[1:] for row in csv.DictReader((folder / "confusion.csv").open())], int)
+    assert fp32.confusion is not None
+    np.testing.assert_array_equal(table, fp32.confusion)
+    assert table.trace() == sum(int(row["intersection"]) for row in rows)
+    assert table.sum() == sum(int((scene(k, 48 + 4 * (k % 2), 96)[1] != 255).sum()) for k in range(4))
+    cases = list(csv.DictReader((folder / "cases.csv").open()))
+    assert [row["case"] for row in cases] == list(VAL)
+    assert 0 < float(cases[0]["mIoU"]) <= 1
+    assert all(score.areas is not None and score.areas.confusion is None for score in fp32.scores)
+
+
+def test_the_page(made: tuple[Path, EvaluateResult]) -> None:
+    page = (made[0] / "run" / "report.html").read_text()
+    table = page[page.index('id="classes"') : page.index('id="published"')]
+    assert table.count('class="chip"') == 19
+    fp32 = made[1].variants[0].evaluation.metrics
+    assert f"{100 * fp32['IoU.vegetation']:.2f}" in table
+    assert f'style="width:{100 * fp32["IoU.vegetation"]:.2f}%"' in table
+    published = page[page.index('id="published"') :]
+    assert published.index("79.45") < published.index("nearest-colour")
+    assert "another class" in page
+    assert ">road</li>" in page, "no class of a street is background"
+    about = json.loads((made[0] / "run" / "evaluation" / "pictures.json").read_text())
+    assert about["exclusive"]
+    panel = cv2.imread(str(made[0] / "run" / "evaluation" / "pictures" / about["worst"][0]["panels"]["truth"]))
+    assert panel.shape[1] == 96
+
+
+def test_likeness_of_precisions_counts_pixels_not_masks(made: tuple[Path, EvaluateResult]) -> None:
+    root, result = made
+    a, b = (cv2.imread(str(root / "maps" / p / f"{VAL[0]}_leftImg8bit.png"), -1) for p in ("fp32", "int8"))
+    assert result.variants[1].agreement[VAL[0]] == pytest.approx(float(np.mean(a == b)))
+
+
+def test_limits_ids_and_folders(tmp_path: Path, cache: None) -> None:
+    tree = cityscapes_tree(tmp_path / "cs", train_ids=False, ids=True)
+    package = label_package(tmp_path / "net.segship", int8=False)
+    few = evaluate(package, tree, limit=2, split="train", record=False)
+    assert [score.id for score in few.variants[0].evaluation.scores] == list(TRAIN[:2])
+    assert "limited to the first 2 of 5 cases" in few.notes
+    assert "reference" not in few.as_dict()
+    for place in range(2):
+        picture, truth = scene(place)
+        for folder in ("images/val", "annotations/val"):
+            (tmp_path / "own" / folder).mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(tmp_path / "own" / "images" / "val" / f"{place}.png"), picture)
+        cv2.imwrite(str(tmp_path / "own" / "annotations" / "val" / f"{place}.png"), label_ids(truth))
+    with pytest.raises(DatasetError, match="its label map holds the unknown ids 19, 20"):
+        evaluate(package, tmp_path / "own", record=False)
+    rules = LabelRules(label_map={number: 255 if number == 1 else place for place, number in _ids()})
+    mapped = evaluate(package, tmp_path / "own", folders=FolderOptions(rules=rules), record=False)
+    assert mapped.variants[0].evaluation.value > 0.8
+    ignored = evaluate(package, tmp_path / "own", unknown="ignore", record=False)
+    assert "label maps with unknown ids, left out: 2 of 2" in " ".join(ignored.notes)
+
+
+def _ids() -> list[tuple[int, int]]:
+    return [*((label.id, label.file_value or 0) for label in LABELS), (255, 1)]
+
+
+def test_a_package_says_how_its_label_maps_are_read(tmp_path: Path, cache: None) -> None:
+    package = label_package(tmp_path / "net.segship", int8=False, options={"reduce_zero_label": True})
+    picture, truth = scene(0)
+    for folder, array in (("img_dir", picture), ("ann_dir", np.where(truth == 255, 0, truth + 1).astype(np.uint8))):
+        (tmp_path / "d" / folder).mkdir(parents=True)
+        cv2.imwrite(str(tmp_path / "d" / folder / "a.png"), array)
+    assert evaluate(package, tmp_path / "d", record=False).variants[0].evaluation.value > 0.8
+
+
+def test_options_of_other_worlds_are_refused(tmp_path: Path, cache: None) -> None:
+    tree = cityscapes_tree(tmp_path / "cs")
+    package = label_package(tmp_path / "net.segship", int8=False)
+    with pytest.raises(UsageError, match="metrics are mIoU, mDice, mFscore, not 'IoU'"):
+        evaluate(package, tree, metrics=("IoU",), record=False)
+    with pytest.raises(UsageError, match="--format chooses nnU-Net's"):
+        evaluate(package, tree, format="v1", record=False)
+    with pytest.raises(UsageError, match="there are no surface metrics"):
+        evaluate(package, tree, surface_mm=1.0, record=False)
+    other = tiny_package(tmp_path / "other.segship", int8=False)
+    with pytest.raises(UsageError, match="no metrics to choose for packages scored by nuclei"):
+        evaluate(other, tmp_path, metrics=("mIoU",))
+
+
+def test_calibration_takes_the_training_side(tmp_path: Path) -> None:
+    tree = cityscapes_tree(tmp_path / "cs", ids=True)
+    for path in (tree / "leftImg8bit").rglob("*.png"):
+        picture = cv2.imread(str(path))
+        cv2.imwrite(str(path), cv2.resize(picture, (96, 48)))
+    recipe = label_package(tmp_path / "net.segship").manifest.recipe
+    assert load_calibration(tree, recipe).names == TRAIN
+
+
+def test_large_pictures_are_calibrated_on_within_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from segship.convert import calibration
+
+    folder = tmp_path / "p"
+    folder.mkdir()
+    for seed in range(8):
+        cv2.imwrite(str(folder / f"{seed}.png"), scene(seed)[0])
+    recipe = label_package(tmp_path / "net.segship").manifest.recipe
+    monkeypatch.setattr(calibration, "ENOUGH", 3)
+    monkeypatch.setattr(calibration, "MEMORY_BYTES", 4 * 3 * 48 * 96 * 4)
+    found = load_calibration(folder, recipe)
+    assert (len(found.names), found.inputs.shape) == (4, (4, 3, 48, 96))
+
+
+def test_published_rows_of_the_networks_own() -> None:
+    row = mmseg_table.REFERENCES[2]
+    assert row.means["int8"] == (94.81, 68.82, 76.14)
+    assert row.published == 69.1
+
+
+# ------------------------------------------------------------------------------------------------- outputs
+
+
+@pytest.fixture(scope="module")
+def street(tmp_path_factory: pytest.TempPathFactory, cache: None) -> tuple[Path, np.ndarray, np.ndarray]:
+    """(folder with one picture and the package, the picture as RGB, its class numbers as predicted)."""
+    root = tmp_path_factory.mktemp("street")
+    picture = scene(5)[0]
+    cv2.imwrite(str(root / "aachen_000000_000019_leftImg8bit.png"), picture)
+    with Predictor.open(label_package(root / "net.segship", int8=False)) as predictor:
+        labels = predictor(root / "aachen_000000_000019_leftImg8bit.png").labels
+    return root, picture[..., ::-1], labels
+
+
+def written(root: Path, kind: str, out: Path) -> Image.Image:
+    with Predictor.open(root / "net.segship") as predictor:
+        options = PredictOptions(output=OutputOptions(kind=kind))  # type: ignore[arg-type]
+        picture = root / "aachen_000000_000019_leftImg8bit.png"
+        assert predict_files(predictor, [picture], out, options).done == 1
+    return Image.open(out / "aachen_000000_000019_leftImg8bit.png")
+
+
+def test_kinds_of_label_files(street: tuple[Path, np.ndarray, np.ndarray], tmp_path: Path) -> None:
+    root, rgb, labels = street
+    colors = np.array([label.color for label in LABELS], np.uint8)
+    mask = written(root, "mask", tmp_path / "mask")
+    assert mask.mode == "L"
+    np.testing.assert_array_equal(np.asarray(mask), labels)
+    ids = written(root, "ids", tmp_path / "ids")
+    assert ids.mode == "L"
+    np.testing.assert_array_equal(np.asarray(ids), label_ids(labels))
+    color = written(root, "color", tmp_path / "color")
+    np.testing.assert_array_equal(np.asarray(color), colors[labels])
+    handed_in = written(root, "cityscapes", tmp_path / "cityscapes")
+    assert handed_in.mode == "P"
+    np.testing.assert_array_equal(np.asarray(handed_in), label_ids(labels))
+    np.testing.assert_array_equal(np.asarray(handed_in.convert("RGB")), colors[labels])
+    overlay = np.asarray(written(root, "overlay", tmp_path / "overlay"))
+    expected = (rgb * 0.5 + colors[labels] * 0.5).astype(np.uint8)
+    np.testing.assert_array_equal(overlay, expected)
+
+
+def test_label_kinds_need_labels(street: tuple[Path, np.ndarray, np.ndarray], tmp_path: Path) -> None:
+    plain = tuple(label.model_copy(update={"file_value": None}) for label in LABELS)
+    with Predictor.open(label_package(tmp_path / "plain.segship", plain, int8=False)) as predictor:
+        found = predictor(street[0] / "aachen_000000_000019_leftImg8bit.png")
+        np.testing.assert_array_equal(found.render(kind="ids").pixels, found.labels)
+        with pytest.raises(UsageError, match="does not know the label ids of Cityscapes"):
+            found.render(kind="cityscapes")
+        with pytest.raises(UsageError, match="nothing to cut out"):
+            found.render(kind="cutout")
+
+
+def test_a_class_called_background_keeps_its_overlay(cache: None, tmp_path: Path) -> None:
+    labels = tuple(label.model_copy(update={"name": "background" if label.id == 0 else label.name}) for label in LABELS)
+    picture = scene(5)[0]
+    with Predictor.open(label_package(tmp_path / "bg.segship", labels, int8=False)) as predictor:
+        drawn = predictor(picture[..., ::-1]).overlay()
+        road = cv2.erode((predictor(picture[..., ::-1]).labels == 0).astype(np.uint8), np.ones((5, 5))) == 1
+    np.testing.assert_array_equal(drawn[road], picture[..., ::-1][road])
+
+
+def test_a_label_of_another_size_is_an_error(tmp_path: Path, cache: None) -> None:
+    tree = cityscapes_tree(tmp_path / "cs")
+    label = next((tree / "gtFine" / "val").rglob(f"{VAL[0]}*"))
+    cv2.imwrite(str(label), np.zeros((20, 20), np.uint8))
+    package = label_package(tmp_path / "net.segship", int8=False)
+    with pytest.raises(DatasetError, match=rf"case {VAL[0]}: the prediction is 48×96 and its label 20×20 pixels"):
+        evaluate(package, open_dataset(tree), record=False)
+
+
+def test_settings_of_a_manifest(tmp_path: Path) -> None:
+    package = label_package(
+        tmp_path / "n.segship", int8=False, options={"ignore_index": 250, "beta": 2, "metrics": "mDice"}
+    )
+    settings, ids = mmseg.settings_of(package.manifest)
+    assert (settings.ignore, settings.beta, settings.metrics) == (250, 2.0, ("mDice", "mIoU"))
+    assert ids == tuple(range(19))
+    assert mmseg.as_places(np.array([[7, 9, 255]]), (7, 8), 255).tolist() == [[0, 2 + 255 + 1 + 9, 255]]
