@@ -3,13 +3,16 @@
     SegshipError
     ├── UsageError            exit 2  arguments that cannot work together, or name nothing
     ├── SourceError           exit 1  a checkpoint, model folder or ONNX file that cannot be taken
+    │   ├── SourceMissing     exit 2  nothing is there
     │   ├── UnknownSource             not recognised; lists what was looked for and what was found
     │   └── UnsafePickle              a pickle that wants more than tensors
     ├── PackageError          exit 1  a .segship that cannot be used
+    │   ├── PackageMissing    exit 2  nothing is there
     │   ├── PackageTampered           a byte differs from its recorded hash
     │   └── PackageTooNew             written by a newer manifest version
     ├── InputError            exit 1  one image or volume that cannot be read or does not fit
     ├── DatasetError          exit 1  a data set whose layout or content is not what it should be
+    │   └── DatasetMissing    exit 2  nothing is there
     ├── OutputError           exit 1  a place that cannot be written
     ├── EngineError           exit 1
     │   ├── EngineMissing             the engine's library is not installed
@@ -37,6 +40,10 @@ class SourceError(SegshipError):
     pass
 
 
+class SourceMissing(SourceError):
+    exit_code = 2
+
+
 class UnknownSource(SourceError):
     pass
 
@@ -47,6 +54,10 @@ class UnsafePickle(SourceError):
 
 class PackageError(SegshipError):
     pass
+
+
+class PackageMissing(PackageError):
+    exit_code = 2
 
 
 class PackageTampered(PackageError):
@@ -63,6 +74,10 @@ class InputError(SegshipError):
 
 class DatasetError(SegshipError):
     pass
+
+
+class DatasetMissing(DatasetError):
+    exit_code = 2
 
 
 class OutputError(SegshipError):

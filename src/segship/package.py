@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from segship.errors import OutputError, PackageError, PackageTampered
+from segship.errors import OutputError, PackageError, PackageMissing, PackageTampered
 from segship.manifest import Manifest, dump_manifest, parse_manifest
 
 MANIFEST = "manifest.json"
@@ -278,6 +278,13 @@ class Package:
     def names(self) -> list[str]:
         return sorted(self._sums)
 
+    @property
+    def network_sha256(self) -> str:
+        """Names the trained network: a hash of the fp32 graphs alone, so that precisions and records may be added."""
+        fp32 = self.manifest.variant("fp32")
+        assert fp32 is not None  # every manifest has one
+        return sha256_bytes("\n".join(f"{member} {digest}" for member, digest in sorted(fp32.sha256.items())).encode())
+
     def size_bytes(self, name: str) -> int:
         return self._store.size(name)
 
@@ -374,7 +381,7 @@ def open_package(path: Path | str, *, verify: bool = False) -> Package:
     """Open a package, zip or folder. ``verify`` checks every file's hash now rather than on first use."""
     path = Path(path)
     if not path.exists():
-        raise PackageError(f"{path} does not exist; `segship export` makes a package from a checkpoint")
+        raise PackageMissing(f"{path} does not exist; `segship export` makes a package from a checkpoint")
     store: _Store = _FolderStore(path) if path.is_dir() else _ZipStore(path)
     package = Package(path, store)
     if verify:

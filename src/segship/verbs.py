@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from segship.datasets.dsb2018 import Preparation
     from segship.inference.batch import PredictSummary
     from segship.inference.outputs import PredictOptions
-    from segship.training.options import UnetPlusPlusOptions
+    from segship.inference.volume_batch import CaseOptions
+    from segship.training.unet3d_mlperf import Unet3dResult
     from segship.training.unetplusplus import TrainingResult
 
 Progress = Callable[[int, int, str], None]
@@ -30,7 +31,7 @@ def predict(
     package: Package | Path | str,
     inputs: Path | str | Sequence[Path | str],
     output: Path | str,
-    options: PredictOptions | None = None,
+    options: PredictOptions | CaseOptions | None = None,
     *,
     precision: str = "fp32",
     progress: Progress | None = None,
@@ -38,7 +39,8 @@ def predict(
 ) -> PredictSummary:
     """Files, folders or patterns into a folder of results: `inference.batch.predict_files` with a predictor of its own.
 
-    ``engine``: engine, device, threads, streams, cache_dir and limits, as `segship.load` takes them. Raises what
+    Of a package that takes volumes, folders and files of cases into label files: `volume_batch.predict_cases` with
+    `CaseOptions`. ``engine``: engine, device, threads, streams, cache_dir and limits, as `segship.load` takes them. Raises what
     opening raises, UsageError for inputs that are not there, OutputError where nothing can be written; a broken
     input is listed in the summary.
     """
@@ -47,10 +49,22 @@ def predict(
     from segship.inference.outputs import PredictOptions
 
     options = options or PredictOptions()
-    paths = find_inputs([inputs] if isinstance(inputs, str | Path) else list(inputs))
-    with Predictor.open(package, precision=precision, batch=options.batch or BATCH, **engine) as predictor:
+    paths = find_inputs(given)
+    with Predictor.open(opened, precision=precision, batch=options.batch or BATCH, **engine) as predictor:
         return predict_files(predictor, paths, Path(output), options, progress)
+    from segship.inference.volume_batch import CaseOptions, predict_cases
+    from segship.inference.volume_predictor import VolumePredictor
 
+    given = [inputs] if isinstance(inputs, str | Path) else list(inputs)
+    opened = package if isinstance(package, Package) else open_package(package)
+    if opened.manifest.input.kind == "volume":
+        if options is not None and not isinstance(options, CaseOptions):
+            raise UsageError("this package takes volumes; give CaseOptions (segship.inference.volume_batch)")
+        with Predictor.open(opened, precision=precision, **engine) as cases:
+            assert isinstance(cases, VolumePredictor)
+            return predict_cases(cases, given, Path(output), options, progress)
+    if isinstance(options, CaseOptions):
+        raise UsageError("this package takes pictures; give PredictOptions (segship.inference.outputs)")
 
 def inspect(package: Package | Path | str) -> dict[str, Any]:
     """What a package says of itself, as plain data. No engine is imported. Raises PackageError."""

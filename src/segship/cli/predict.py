@@ -92,7 +92,7 @@ def streams_for(inputs: int) -> int:
     "--resume/--overwrite", default=True, show_default=True, help="Skip inputs that are done already, or do all again."
 )
 @click.option("--num-parts", type=int, default=1, help="Divide the inputs among this many jobs …")
-@click.option("--part-id", type=int, default=0, help="… and do this part, counted from 0.")
+@click.option("--part-id", type=int, default=None, help="… and do this part, counted from 0.")
 @click.option(
     "--max-pixels", type=click.IntRange(1), default=None, help="Refuse larger images before decoding [250 million]."
 )
@@ -136,6 +136,7 @@ def predict(
         raise UsageError("choose one of --save-probabilities (npz) and --probability-images (PNG)")
     wanted = [*inputs, *more_inputs]
     if not wanted:
+    rest["part_id"] = _part_id(rest["num_parts"], rest["part_id"])
         raise UsageError("name at least one image, folder or pattern: segship predict PACKAGE INPUT... -o FOLDER")
     engine = {k: rest.pop(k) for k in ("engine", "device", "threads", "streams", "cache_dir")}
     limits = replace(DEFAULT_LIMITS, **{k: v for k, v in (("max_pixels", max_pixels), ("max_bytes", max_bytes)) if v})
@@ -180,6 +181,15 @@ def predict(
 
 
 def _say(summary: PredictSummary, out: str, as_json: bool, quiet: bool, unit: str = "images") -> int:
+def _part_id(num_parts: int, part_id: int | None) -> int:
+    """Part 0 of one; of several the part has to be named, or the others would be left out in silence."""
+    if part_id is None and num_parts > 1:
+        raise UsageError(
+            f"--num-parts {num_parts} divides the inputs; say which part this is: --part-id 0 to {num_parts - 1}"
+        )
+    return part_id or 0
+
+
     """Print how the run ended; the exit code."""
     if as_json:
         print_json(summary.as_dict())

@@ -16,10 +16,14 @@ if TYPE_CHECKING:
     from segship.inference.journal import PredictSummary
     from segship.inference.predictor import Predictor
     from segship.inference.volume_batch import Plan
+    from segship.inference.volume_predictor import VolumePredictor
 
 F = TypeVar("F", bound=Callable[..., Any])
 COMPATS = ("fp16-accumulators",)
-NAMES = ("step_size", "no_tta", "folds", "preview", "postprocessing", "compat", "memory", "prev_stage_predictions")
+NAMES = (
+    "step_size", "no_tta", "folds", "preview", "postprocessing", "compat", "memory", "prev_stage_predictions",
+    "previous_stage", "time_budget",
+)  # fmt: skip
 _ACCEPTED = ("npp", "nps")
 
 
@@ -36,6 +40,14 @@ def with_volumes(function: F) -> F:
         click.option(
             "--prev-stage-predictions", metavar="FOLDER", type=click.Path(path_type=Path),
             help="Volumes: labels of a cascade's first stage [run its package].",
+        ),
+        click.option(
+            "--previous-stage", metavar="PACKAGE", type=click.Path(path_type=Path),
+            help="Volumes: the package of a cascade's first stage [beside this one].",
+        ),
+        click.option(
+            "--time-budget", metavar="SECONDS", type=float,
+            help="Volumes: a case may take so long; gives up mirroring, then folds, then overlap, and says what.",
         ),
         click.option("--npp", type=int, hidden=True),
         click.option("--nps", type=int, hidden=True),
@@ -86,6 +98,7 @@ def run(
     from segship.inference.volume_predictor import VolumePredictor
 
     assert isinstance(predictor, VolumePredictor)
+    _set_previous(predictor, given)
     tiles = TileOptions(
         step_size=given["step_size"],
         mirror=not given["no_tta"],
@@ -98,6 +111,7 @@ def run(
         preview=given["preview"],
         postprocess=given["postprocessing"] != "none",
         previous=given["prev_stage_predictions"],
+        time_budget=given["time_budget"],
         memory=parse_bytes(given["memory"]),
         num_parts=num_parts,
         part_id=part_id,
@@ -105,11 +119,27 @@ def run(
     )
 
     def announce(plan: Plan) -> None:
+        if plan.budget is not None:  # what is given up is told even when little else is
+            click.echo(str(plan.budget) if not quiet and not silent else plan.budget.line, err=True)
         if not quiet and not silent:
             click.echo(str(plan), err=True)
 
     with progress_bar(quiet, unit="window") as progress:
         return predict_cases(predictor, wanted, out, options, progress, announce)
+
+
+def _set_previous(predictor: VolumePredictor, given: dict[str, Any]) -> None:
+    """--previous-stage, checked before the first case is read."""
+    path = given["previous_stage"]
+    if path is None:
+        return
+    if predictor.manifest.previous_stage is None:
+        raise UsageError(f"package '{predictor.manifest.name}' continues no other; leave out --previous-stage")
+    if given["prev_stage_predictions"] is not None:
+        raise UsageError("choose one of --previous-stage (its package runs) and --prev-stage-predictions (its labels)")
+    if not path.exists():
+        raise UsageError(f"there is no package {path}; --previous-stage names the first stage's")
+    predictor.previous_package = path
 
 
 def _members(folds: str | None, members: tuple[str, ...]) -> tuple[str, ...] | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from segship.inference.volume_network import TileOptions, scores
 from segship.inference.volume_prediction import VolumePrediction
 from segship.inference.volumes import Volume, read_volume
 from segship.manifest import Argmax, Executed, Manifest, Recipe, Resample, Transpose, Variant
-from segship.package import Package, golden_files, sha256_bytes, write_package
+from segship.package import Package, golden_files, open_package, sha256_bytes, write_package
 
 NO_MIRROR = TileOptions(mirror=False)
 SAMPLE_NAME = "sample.npz"
@@ -95,6 +95,7 @@ def export_volume(
     step: Next,
 ) -> tuple[Package, list[ParityRow]]:
     """Convert, prove, write. Raises what `export` raises; nothing is written beyond tolerance."""
+    source = replace(source, recipe=_linked(source.recipe, target))
     recipe = source.recipe
     volume, bundled = _sample(sample, recipe)
     step("running the source network")
@@ -121,6 +122,15 @@ def export_volume(
         target, _manifest(recipe, made, batch, engines, executed), {**files, **golden}, provenance, folder=folder
     )
     return package, rows
+
+
+def _linked(recipe: Recipe, target: Path) -> Recipe:
+    """With the network of the first stage's package recorded, where that lies beside ``target`` already."""
+    link = recipe.previous_stage
+    if link is None or link.sha256 is not None or not (target.parent / link.file).exists():
+        return recipe
+    first = open_package(target.parent / link.file)
+    return recipe.model_copy(update={"previous_stage": link.model_copy(update={"sha256": first.network_sha256})})
 
 
 def _manifest(

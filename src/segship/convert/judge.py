@@ -9,10 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from segship.convert import checks, fidelity, gate, layers, quantize
+from segship.convert.base import Base
 from segship.convert.builder import Builder, with_variant
 from segship.convert.fidelity import Pictures
 from segship.datasets import Dataset
 from segship.inference.predictor import Predictor
+from segship.inference.volume_predictor import VolumePredictor
 from segship.manifest import Drop, Fidelity, Manifest
 from segship.metrics.evaluation import drop_against, evaluate_cases
 
@@ -42,7 +44,7 @@ def judge(builder: Builder, evidence: Evidence, engine: str, progress: Progress 
     """The accepted candidate. Raises BarMissed, DatasetError (see ``fidelity.reference``), InputError."""
     base, calibration, dataset = builder.base, builder.calibration, evidence.dataset
     hashes = frozenset(calibration.pixel_sha256 if calibration else ())
-    with _opened(base.manifest, base.files(), "fp32", engine) as fp32:
+    with _opened(base, base.manifest, base.files(), "fp32", engine, progress) as fp32:
         scored = evaluate_cases(fp32, dataset, calibration=hashes, progress=progress) if dataset else None
         maps = None
         if evidence.pictures is not None:
@@ -55,7 +57,8 @@ def judge(builder: Builder, evidence: Evidence, engine: str, progress: Progress 
         if base.batches:
             variant = variant.model_copy(update={"shapes": "static"})
         everything = {**base.files(), **dict(files.values())}
-        with _opened(with_variant(base.manifest, variant), everything, builder.precision, engine) as predictor:
+        manifest = with_variant(base.manifest, variant)
+        with _opened(base, manifest, everything, builder.precision, engine, progress) as predictor:
             drop: Drop | None = None
             found: Fidelity | None = None
             if dataset is not None and scored is not None:
@@ -90,9 +93,15 @@ def judge(builder: Builder, evidence: Evidence, engine: str, progress: Progress 
 
 
 @contextmanager
-def _opened(manifest: Manifest, files: Mapping[str, bytes], precision: str, engine: str) -> Iterator[Predictor]:
+def _opened(
+    base: Base, manifest: Manifest, files: Mapping[str, bytes], precision: str, engine: str, progress: Progress | None
+) -> Iterator[Predictor]:
     with (
         checks.temporary_package(manifest, dict(files)) as package,
         Predictor.open(package, precision=precision, engine=engine, cache_dir=package.path / ".cache") as predictor,
     ):
+        if isinstance(predictor, VolumePredictor):
+            predictor.progress = progress
+            if manifest.previous_stage is not None:  # a cascade's first stage lies beside the package itself
+                predictor.previous_package = base.package.path.parent / manifest.previous_stage.file
         yield predictor

@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segship.datasets.dsb2018_splits import SPLITS, Split, facts, ids_hash, read_ids, refuse_overlap, some, split
-from segship.errors import DatasetError, OutputError
+from segship.errors import DatasetError, DatasetMissing, OutputError
 
 __all__ = [
     "SPLITS", "Case", "Dataset", "Preparation", "Split", "facts", "ids_hash", "open_dataset", "prepare",
@@ -97,7 +97,7 @@ def open_dataset(
             return _open_prepared(root, image_suffix, mask_suffix, num_classes)
         return _raw_dataset(root, _folder_names(root), lambda name: _read_file(root / name), in_folder=True)
     if not root.is_file():
-        raise DatasetError(f"there is no data set at {root}; {RAW_HINT}, or the prepared folder")
+        raise DatasetMissing(f"there is no data set at {root}; {RAW_HINT}, or the prepared folder")
     try:
         archive = zipfile.ZipFile(root)
     except zipfile.BadZipFile as error:

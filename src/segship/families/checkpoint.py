@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from segship.errors import SourceError, UnsafePickle
+from segship.errors import SourceError, SourceMissing, UnsafePickle
 
 SUFFIXES = (".pth", ".pt", ".ckpt", ".ts", ".ptc", ".pkl", ".bin")
 RUN_FOLDER_FILE = "model.pth"
@@ -126,7 +126,7 @@ def open_checkpoint(path: Path | str, *, trust_pickle: bool = False) -> Checkpoi
 
 def _weights_file(given: Path) -> Path:
     if not given.exists():
-        raise SourceError(f"{given} does not exist; give a checkpoint file or a run folder with a {RUN_FOLDER_FILE}")
+        raise SourceMissing(f"{given} does not exist; give a checkpoint file or a run folder with a {RUN_FOLDER_FILE}")
     if given.is_file():
         return given
     if (given / RUN_FOLDER_FILE).is_file():

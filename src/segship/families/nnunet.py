@@ -19,11 +19,12 @@ from segship.errors import SourceError, UsageError
 from segship.families import Option, OptionValue, Source, nnunet_v1
 from segship.families.checkpoint import Checkpoint, open_pickle, restricted_load
 from segship.families.common import fill_network, manifest_name
+from segship.families.nnunet_cascade import previous_stage
 from segship.families.nnunet_folder import ModelFolder, file_sha256, looks_like, opened, read_json
 from segship.families.nnunet_plans import Plan, read_plan
 from segship.families.nnunet_postprocessing import find_postprocessing
 from segship.families.nnunet_recipe import build_recipe
-from segship.manifest import KeepLargest, PreviousStage, Recipe
+from segship.manifest import KeepLargest, Recipe
 from segship.networks.nnunet import Architecture, PlannedUNet
 
 NAME = "nnunet"
@@ -39,6 +40,10 @@ OPTIONS = (
     Option(
         name="postprocessing", kind="text",
         help="auto: what the folder holds; none; or a file (v1 default auto, v2 default none, as its own predict does)",
+    ),
+    Option(
+        name="previous_stage", kind="text",
+        help="cascade: the package of its first stage, which predict then runs [the one beside the output, if any]",
     ),
     Option(name="compat", kind="text", help=f"reproduce a quirk to the last voxel: {', '.join(COMPATS)}"),
     Option(
@@ -93,6 +98,10 @@ def _load(model: ModelFolder, given: Path, options: Mapping[str, OptionValue], t
         warnings += fill_network(network, _checkpoint(model, fold, given, state), set(state), "nnU-Net's plans")
         networks[_member(fold)] = network
     postprocess, about = _postprocess(model, options)
+    if plan.previous_stage is not None:
+        about += (
+            f"a cascade: predict runs the package of {plan.previous_stage} first, or takes --prev-stage-predictions",
+        )
     recipe = _recipe(model, plan, networks, mirror, postprocess, options, trainer)
     return Source(
         network=next(iter(networks.values())),
@@ -235,7 +244,6 @@ def _recipe(
     unknown = [name for name in compat if name not in COMPATS]
     if unknown:
         raise UsageError(f"--compat knows {', '.join(COMPATS)}, not '{unknown[0]}'")
-    previous = None if plan.previous_stage is None else PreviousStage(file=f"{plan.previous_stage}.segship")
     first = next(iter(networks.values()))
     dataset = plan.dataset or model.dataset
     recorded: dict[str, str | int | float | bool | None] = {
@@ -258,7 +266,7 @@ def _recipe(
         options=recorded,
         compat=compat,
         postprocess=postprocess,
-        previous_stage=previous,
+        previous_stage=previous_stage(plan.previous_stage, plan.labels.foreground_ids, options.get("previous_stage")),
         description=f"nnU-Net v{model.version} {dataset} {plan.configuration}",
     )
 

@@ -20,7 +20,7 @@ from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
-from segship.errors import SourceError, UsageError
+from segship.errors import SourceError, SourceMissing, UsageError
 
 MAX_JSON_BYTES = 64 << 20
 MAX_ZIP_BYTES = 32 << 30
@@ -83,7 +83,7 @@ def _find(
     path: Path, given: Path, configuration: str | None, folds: Sequence[str] | None, checkpoint: str | None
 ) -> ModelFolder:
     if not path.exists():
-        raise SourceError(f"{given} does not exist; give an nnU-Net model folder, its zip, or one of its folds")
+        raise SourceMissing(f"{given} does not exist; give an nnU-Net model folder, its zip, or one of its folds")
     start = path.parent if path.is_file() else path
     if path.is_file():
         checkpoint = checkpoint or path.name

@@ -90,6 +90,7 @@ def load(checkpoint: Checkpoint, options: Mapping[str, OptionValue], *, force: b
             "checkpoint": checkpoint.record(),
             "found_in": choices.found_in,
             "config": choices.config,
+            "training": _training_record(checkpoint),
             "input_statistic_q": input_statistic(checkpoint.state_dict),
         },
         warnings=tuple(warnings),
@@ -284,6 +285,21 @@ def _read_config(checkpoint: Checkpoint, shape: Shape) -> tuple[dict[str, Any], 
         "num_classes": shape.classes,
     }
     return config, contradictions(config, said, "config.yml")
+
+
+def _training_record(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Which images the network was trained on, as far as a run folder of `segship train` says."""
+    if "segship.yml" not in checkpoint.side_files:
+        return {}
+    ours = read_yaml(checkpoint.side_files["segship.yml"])
+    if not isinstance(ours.get("split"), str):
+        return {}
+    left_out = ours.get("exclude") or ()
+    return {
+        "split": ours["split"],
+        "exclude": [str(name) for name in left_out] if isinstance(left_out, list | tuple) else [],
+        "own_list": ours.get("train_list") is not None,
+    }
 
 
 def _config_size(config: Mapping[str, Any], checkpoint: Checkpoint) -> tuple[int, int] | None:

@@ -38,6 +38,8 @@ class PredictSummary:
     interrupted: bool = False
     notes: tuple[tuple[str, str], ...] = ()
     """(input, what to know about its result): a first frame used, a constant output, no matting …"""
+    time_budget: Mapping[str, Any] | None = None
+    """volumes: what a time budget measured, chose and gave up"""
 
     @property
     def images_per_second(self) -> float | None:
@@ -53,6 +55,7 @@ class PredictSummary:
             "seconds": round(self.seconds, 3),
             "images_per_second": None if self.images_per_second is None else round(self.images_per_second, 3),
             "interrupted": self.interrupted,
+            **({} if self.time_budget is None else {"time_budget": self.time_budget}),
         }
 
 

@@ -27,6 +27,7 @@ from segship.inference.journal import (
     write_record,
 )
 from segship.inference.predictor import Failure
+from segship.inference.volume_budget import Budget, choose_setting
 from segship.inference.volume_cases import Case, find_cases
 from segship.inference.volume_cost import Cost, cost_of, in_words, process_peak
 from segship.inference.volume_files import write_case
@@ -53,6 +54,8 @@ class CaseOptions:
     """form of the label files; None: the package's own file ending"""
     previous: Path | None = None
     """folder with the labels of a cascade's first stage, under the cases' names; None: its package runs"""
+    time_budget: float | None = None
+    """seconds that a case may take; the best setting that keeps to it runs, see `volume_budget`"""
     memory: int | None = None
     """bytes; a case that needs more is refused, with the numbers"""
     num_parts: int = 1
@@ -68,7 +71,8 @@ class CaseOptions:
     def content(self) -> dict[str, object]:
         """The options that decide what the files hold."""
         tiles = self.tiles
-        return {
+        some = {} if tiles.mirror_axes is None else {"mirror_axes": list(tiles.mirror_axes)}
+        return some | {
             "step_size": tiles.step_size,
             "mirror": tiles.mirror,
             "members": None if tiles.members is None else list(tiles.members),
@@ -94,6 +98,8 @@ class Plan:
     memory: int | None
     """bytes at the peak; None where no header could be read"""
     overlap: bool
+    budget: Budget | None = None
+    """what a time budget made of the settings"""
 
     def __str__(self) -> str:
         there = f" ({self.skipped} already there)" if self.skipped else ""
@@ -132,15 +138,16 @@ def predict_cases(
     output = Path(output)
     _check(predictor, options)
     start, started = time.perf_counter(), datetime.now(UTC)
-    recipe_key = _recipe_key(predictor, options)
     spec = _input(predictor)
     cases, problems = find_cases(inputs, spec)
+    options, budget = _within_budget(predictor, cases, options, output)
+    recipe_key = _recipe_key(predictor, options)
     jobs = [_job(case, predictor, options) for case in cases][options.part_id :: options.num_parts]
     _refuse_overwriting(jobs, output, _ending(predictor, options))
     made = read_journal(output) if options.resume else {}
     todo = [job for job in jobs if not is_done(made.get(job.key), job.size, job.mtime_ns, recipe_key, output)]
     failed: list[tuple[str, str]] = [(problem, problem) for problem in problems] if options.part_id == 0 else []
-    plan = _plan(predictor, todo, len(jobs) - len(todo), options)
+    plan = replace(_plan(predictor, todo, len(jobs) - len(todo), options), budget=budget)
     if announce is not None:
         announce(plan)
     fitting = []
@@ -186,10 +193,25 @@ def predict_cases(
                 record=record,
                 interrupted=not finished,
                 notes=tuple(notes),
+                time_budget=None if budget is None else budget.as_dict(),
             )
             told = options.content() | {"num_parts": options.num_parts, "part_id": options.part_id}
+            if predictor.previous_package is not None:
+                told["previous_stage"] = str(predictor.previous_package)
             write_record(record, predictor, told, summary, started, batch=options.tiles.batch, raises=finished)
     return summary
+
+
+def _within_budget(
+    predictor: VolumePredictor, cases: Sequence[Case], options: CaseOptions, output: Path
+) -> tuple[CaseOptions, Budget | None]:
+    """The options with the setting that a time budget chose. Of all cases, so that every part of a run chooses alike."""
+    if options.time_budget is None:
+        return options, None
+    budget = choose_setting(predictor, cases, options.tiles, options.time_budget, output, options.previous)
+    if budget is None:
+        return options, None
+    return replace(options, tiles=budget.applied(options.tiles, predictor.manifest.recipe)), budget
 
 
 def plan_cases(predictor: VolumePredictor, inputs: Sequence[Path | str], options: CaseOptions | None = None) -> Plan:
@@ -298,6 +320,8 @@ def _recipe_key(predictor: VolumePredictor, options: CaseOptions) -> str:
     """Hash of all that decides a label file besides the case: package, precision, engine, options."""
     parts = [predictor.package.sha256, predictor.precision, predictor.engine, predictor.options.device]
     parts += [json.dumps(options.content(), sort_keys=True)]
+    if predictor.previous_package is not None:
+        parts.append(str(predictor.previous_package))
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 

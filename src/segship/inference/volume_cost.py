@@ -43,15 +43,21 @@ def cost_of(files: Sequence[Path], recipe: Recipe, tiles: TileOptions, *, probab
     """The cost of a case, or None where its header does not tell (reading it will say why)."""
     spec = recipe.input
     assert isinstance(spec, VolumeInput)
-    assert recipe.tiling is not None
     try:
         found = header_of(files[0], spec)
-        if found is None:
-            return None
-        shape, spacing = found
-        grid = _grid(shape, spacing, recipe)
+        return None if found is None else cost_of_extent(*found, recipe, tiles, probabilities=probabilities)
     except (SegshipError, OSError, ValueError, ZeroDivisionError, OverflowError):
         return None
+
+
+def cost_of_extent(
+    shape: Shape3, spacing: Spacing, recipe: Recipe, tiles: TileOptions, *, probabilities: bool = False
+) -> Cost:
+    """The cost of a case of (z, y, x) voxels, spacing in millimetres. Raises InputError for a grid without extent."""
+    spec = recipe.input
+    assert isinstance(spec, VolumeInput)
+    assert recipe.tiling is not None
+    grid = _grid(shape, spacing, recipe)
     members = len(tiles.members or recipe.network.members)
     tiling = tiles.applied(recipe.tiling)
     most = tuple(max(side, least) for side, least in zip(grid[-len(tiling.window) :], tiling.window, strict=True))

@@ -12,7 +12,7 @@ from segship.errors import OutputError, UsageError
 from segship.inference import volume_decode, writers
 from segship.inference.decode import class_labels
 from segship.inference.volume_chain import VolumeFrame
-from segship.inference.volumes import Volume, label_bytes
+from segship.inference.volumes import Volume, label_bytes, write_labels
 from segship.manifest import Argmax, Label, Recipe, Regions, Threshold
 
 VOLUME_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha", ".png", ".bmp", ".tif", ".tiff")
@@ -88,7 +88,8 @@ class VolumePrediction:
         return label_bytes(self.labels, self.volume, ending)
 
     def save(self, path: str | Path, *, probabilities: bool = False) -> list[Path]:
-        """Write the labels; the suffix chooses the form. Spacing, origin and direction are the case's own.
+        """Write the labels; the suffix chooses the form. Spacing, origin and direction are the case's own; a TIFF of three
+        axes gets its spacing in a json beside it.
 
         ``.npz`` holds labels, spacing and class names, with ``probabilities`` also those. Raises OutputError for
         another suffix or a place that cannot be written.
@@ -106,7 +107,7 @@ class VolumePrediction:
         suffix = next((ending for ending in VOLUME_SUFFIXES if path.name.lower().endswith(ending)), None)
         if suffix is None:
             raise OutputError(f"{path.name}: labels of a volume are kept as {', '.join(VOLUME_SUFFIXES)} or .npz")
-        return [writers.write_bytes(path, self.encode(suffix))]
+        return write_labels(path, self.labels, self.volume)
 
     def preview(self, side: int = 320) -> np.ndarray:
         """Three planes through the largest part of the answer, tinted: uint8 (side, 3 · side, 3) RGB."""

@@ -5,6 +5,7 @@ A case is a file, a list of files (one a channel), an array (C, z, y, x) or (z, 
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -43,8 +44,13 @@ class VolumePredictor(Predictor):
 
     tiles = TileOptions()
     """how windows are run unless a call says otherwise"""
+    progress: Progress | None = None
+    """told windows done, windows of the case and its name, where a call has no progress of its own"""
     previous: Predictor | None = None
     """the package of a cascade's first stage, opened"""
+    previous_package: Path | None = None
+    """where that package lies; None: beside this one, under the name that the manifest gives"""
+    _opening = threading.Lock()
 
     # ------------------------------------------------------------------------------------------ one case
 
@@ -63,9 +69,9 @@ class VolumePredictor(Predictor):
         it the first stage's package runs. Raises InputError for a case that cannot be read.
         """
         volume = self.read(source)
-        before = self._previous_labels(volume, previous)
+        before = self._previous_labels(volume, previous, tiles)
         prepared = prepare_volume(volume, self.manifest, before)
-        found = self._predicted(volume, prepared, self._scores(prepared, tiles, progress))
+        found = self.predicted(volume, prepared, self.scores(prepared, tiles, progress))
         if probabilities:
             _ = found.probabilities
         return found
@@ -78,10 +84,36 @@ class VolumePredictor(Predictor):
             return read_volume(list(source.files), self._input(), self.limits, name=source.name)
         return read_volume(source, self._input(), self.limits, name=name)
 
-    def prepare(self, source: VolumeSource) -> PreparedVolume:  # type: ignore[override]
-        """Read and preprocess one case: what windows are cut from."""
+    def prepare(  # type: ignore[override]
+        self, source: VolumeSource, previous: np.ndarray | Path | str | None = None
+    ) -> PreparedVolume:
+        """Read and preprocess one case: what windows are cut from. ``previous`` as in `__call__`."""
         volume = self.read(source)
-        return prepare_volume(volume, self.manifest, self._previous_labels(volume, None))
+        return prepare_volume(volume, self.manifest, self._previous_labels(volume, previous))
+
+    def scores(
+        self, prepared: PreparedVolume, tiles: TileOptions | None = None, progress: Progress | None = None
+    ) -> np.ndarray:
+        """The network's answer for a prepared case, (K, z', y', x') on the network's grid. EngineError for NaN."""
+        options = tiles or self.tiles
+        progress = progress or _named(self.progress, prepared.frame.name)
+        found = scores(prepared.x, self.manifest, self.passes(options), options, progress)
+        if not np.isfinite(found.sum(dtype=np.float64)):
+            raise EngineError(
+                f"{prepared.frame.name}: the network's output holds NaN or infinite values; try --precision fp32"
+            )
+        return found
+
+    def predicted(self, volume: Volume, prepared: PreparedVolume, found: np.ndarray) -> VolumePrediction:
+        """The answer for a case from its `scores`; nothing is decided before it is asked for."""
+        tiling = self.manifest.tiling
+        return VolumePrediction(
+            scores=found,
+            frame=prepared.frame,
+            recipe=self.manifest,
+            volume=volume,
+            activated=tiling is not None and tiling.average == "probabilities",
+        )
 
     def run_one_window(self, tiles: TileOptions | None = None) -> None:
         """Run the network once on an empty window (a full batch of them), so that its memory shows."""
@@ -90,7 +122,7 @@ class VolumePredictor(Predictor):
         assert tiling is not None
         batch = min(batch_of(options, tiling), 2 ** len(options.applied(tiling).mirror_axes))
         x = np.zeros((batch, self.manifest.network.input_channels, *tiling.window), np.float32)
-        for one in self._passes(options):
+        for one in self.passes(options):
             one(x)
 
     def golden_trace(self, sample: bytes) -> dict[str, np.ndarray]:
@@ -111,7 +143,7 @@ class VolumePredictor(Predictor):
 
     def _trace(self, volume: Volume, previous: np.ndarray | None, tiles: TileOptions) -> dict[str, np.ndarray]:
         prepared = prepare_volume(volume, self.manifest, previous)
-        found = self._predicted(volume, prepared, self._scores(prepared, tiles, None))
+        found = self.predicted(volume, prepared, self.scores(prepared, tiles))
         return {
             "read": volume.channels,
             "preprocessed": prepared.x,
@@ -134,7 +166,7 @@ class VolumePredictor(Predictor):
         assert item.volume is not None
         assert item.prepared is not None
         assert item.scores is not None
-        return self._predicted(item.volume, item.prepared, item.scores)
+        return self.predicted(item.volume, item.prepared, item.scores)
 
     def run_cases(
         self,
@@ -153,13 +185,13 @@ class VolumePredictor(Predictor):
         """
 
         def read(numbered: tuple[int, VolumeSource]) -> CaseItem:
-            return self._read_case(*numbered, previous)
+            return self._read_case(*numbered, previous, tiles)
 
         def infer(item: CaseItem) -> CaseItem:
             if item.error is not None or item.prepared is None:
                 return item
             try:
-                return replace(item, scores=self._scores(item.prepared, tiles, _named(progress, item.name)))
+                return replace(item, scores=self.scores(item.prepared, tiles, _named(progress, item.name)))
             except SegshipError as error:
                 return replace(item, error=error)
             except MemoryError:
@@ -171,12 +203,16 @@ class VolumePredictor(Predictor):
         return ordered_map(finish, found, workers=1, ahead=ahead)
 
     def _read_case(
-        self, number: int, source: VolumeSource, previous: Callable[[int], np.ndarray | Path | str | None] | None
+        self,
+        number: int,
+        source: VolumeSource,
+        previous: Callable[[int], np.ndarray | Path | str | None] | None,
+        tiles: TileOptions | None,
     ) -> CaseItem:
         name = case_name(source)
         try:
             volume = self.read(source)
-            before = self._previous_labels(volume, previous(number) if previous else None)
+            before = self._previous_labels(volume, previous(number) if previous else None, tiles)
             return CaseItem(
                 number=number, name=volume.name, volume=volume, prepared=prepare_volume(volume, self.manifest, before)
             )
@@ -193,16 +229,8 @@ class VolumePredictor(Predictor):
             raise PackageError(f"package '{self.manifest.name}' takes pictures; open it with segship.load")
         return spec
 
-    def _scores(self, prepared: PreparedVolume, tiles: TileOptions | None, progress: Progress | None) -> np.ndarray:
-        options = tiles or self.tiles
-        found = scores(prepared.x, self.manifest, self._passes(options), options, progress)
-        if not np.isfinite(found.sum(dtype=np.float64)):
-            raise EngineError(
-                f"{prepared.frame.name}: the network's output holds NaN or infinite values; try --precision fp32"
-            )
-        return found
-
-    def _passes(self, options: TileOptions) -> list[Callable[[np.ndarray], np.ndarray]]:
+    def passes(self, options: TileOptions) -> list[Callable[[np.ndarray], np.ndarray]]:
+        """One function a chosen member: (N, C, *window) float32 to raw logits (N, K, *window)."""
         members = self.manifest.network.members
         wanted = options.members or members
         unknown = [name for name in wanted if name not in members]
@@ -214,45 +242,54 @@ class VolumePredictor(Predictor):
 
         return [run(members.index(name)) for name in wanted]
 
-    def _predicted(self, volume: Volume, prepared: PreparedVolume, found: np.ndarray) -> VolumePrediction:
-        tiling = self.manifest.tiling
-        return VolumePrediction(
-            scores=found,
-            frame=prepared.frame,
-            recipe=self.manifest,
-            volume=volume,
-            activated=tiling is not None and tiling.average == "probabilities",
-        )
-
-    def _previous_labels(self, volume: Volume, given: np.ndarray | Path | str | None) -> np.ndarray | None:
-        link = self.manifest.previous_stage
-        if link is None:
+    def _previous_labels(
+        self, volume: Volume, given: np.ndarray | Path | str | None, tiles: TileOptions | None = None
+    ) -> np.ndarray | None:
+        if self.manifest.previous_stage is None:
             return None
         if given is not None:
             return given if isinstance(given, np.ndarray) else read_labels(Path(given), self._input())
-        if self.previous is None:
-            self.previous = self._open_previous(link.file, link.sha256)
-        found = self.previous(volume)
-        return np.asarray(found.labels)
-
-    def _open_previous(self, file: str, sha256: str | None) -> Predictor:
-        path = self.package.path.parent / file
-        if not path.exists():
-            raise InputError(
-                f"package '{self.manifest.name}' continues another: {file} should lie beside it; put it there, or give "
-                "its labels with --prev-stage-predictions"
-            )
-        opened = Predictor.open(path, engine=self.engine, device=self.options.device, threads=self.options.threads)
-        if sha256 is not None and opened.package.sha256 != sha256:
-            raise PackageError(
-                f"{path} is not the package that '{self.manifest.name}' was made to continue; export both"
-            )
-        return opened
+        with self._opening:
+            if self.previous is None:
+                self.previous = open_previous(self)
+        assert isinstance(self.previous, VolumePredictor)
+        changed = replace(tiles or self.tiles, members=None, batch=None)  # its folds and window are its own
+        return np.asarray(self.previous(volume, tiles=changed).labels)
 
     def close(self) -> None:
         if self.previous is not None:
             self.previous.close()
+            self.previous = None
         super().close()
+
+
+def open_previous(predictor: VolumePredictor) -> VolumePredictor:
+    """The first stage of a cascade's package on the same engine. Raises InputError where it is not there, PackageError
+    for another package than the one it continues."""
+    link = predictor.manifest.previous_stage
+    name = predictor.manifest.name
+    if link is None:
+        raise PackageError(f"package '{name}' continues no other")
+    path = predictor.previous_package or predictor.package.path.parent / link.file
+    if not path.exists():
+        raise InputError(
+            f"package '{name}' continues another: put {link.file} beside it, name it with --previous-stage, or give its "
+            "labels with --prev-stage-predictions"
+        )
+    options = predictor.options
+    opened = Predictor.open(
+        path, engine=predictor.engine, device=options.device, threads=options.threads, cache_dir=options.cache_dir
+    )
+    if not isinstance(opened, VolumePredictor):
+        opened.close()
+        raise PackageError(f"{path} takes pictures; it is not the first stage of '{name}'")
+    known = (opened.package.sha256, opened.package.network_sha256)
+    if link.sha256 is not None and link.sha256 not in known:
+        opened.close()
+        raise PackageError(
+            f"{path} is not the package that '{name}' was made to continue; export '{name}' again with --previous-stage"
+        )
+    return opened
 
 
 def case_name(source: VolumeSource) -> str:

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from segship.datasets import Dataset
-from segship.datasets.dsb2018_splits import some
+from segship.datasets import SPLITS, Dataset, open_dataset
+from segship.datasets.dsb2018_splits import facts, some
+from segship.datasets.dsb2018_splits import split as divide
 from segship.datasets.nnunet_splits import find_splits, read_splits, seen_in_training
 
 TRAINING_LAYOUTS = ("nnunet", "msd")
@@ -46,3 +47,47 @@ def training_note(
             ".pkl lies beside them (--splits names one)"
         )
     return None
+
+
+DSB2018 = "DSB2018 stage1_train"
+
+
+def picture_note(provenance: Mapping[str, Any], dataset: Dataset, root: Path | None) -> str | None:
+    """As `training_note`, for networks of `segship train` and of its upstream, by what their run folders say.
+
+    None where nothing tells that the data set is the one that the network was trained on.
+    """
+    source = provenance.get("source") or {}
+    config, training = source.get("config") or {}, source.get("training") or {}
+    named = str(config.get("dataset", ""))
+    if not named or dataset.layout not in ("dsb2018", "prepared", "folders"):
+        return None
+    everything = _all_ids(dataset, root)
+    published = set(facts()["ascend"]["validation"])
+    is_dsb2018 = dataset.name == DSB2018 or bool(published & set(everything))
+    same = is_dsb2018 if named.startswith("dsb2018") else root is not None and root.name == named
+    if not same:
+        return None
+    split = training.get("split")
+    if split not in SPLITS or training.get("own_list"):
+        which = f"split {split}" if split else "its run folder names no split"
+        return (
+            f"whether these images were trained on is not known ({which}): a network trained on this data set has seen most "
+            "of it; --split takes a list of ids that it has not"
+        )
+    left_out = set(training.get("exclude") or ())
+    trained = set(divide(everything, split).training) - left_out
+    seen = [case for case in dataset.ids if case in trained]
+    if not seen:
+        return None
+    return (
+        f"warning: {len(seen)} of {len(dataset.cases)} images were trained on (split {split}, as the network's run folder "
+        f"says; {some(seen)}): the numbers do not say how good the network is on new ones; score the rest with --split {split}"
+    )
+
+
+def _all_ids(dataset: Dataset, root: Path | None) -> list[str]:
+    """Of the data set before a split was taken, where that can be opened again."""
+    if dataset.split is None or root is None:
+        return dataset.ids
+    return open_dataset(root, dataset.layout).ids
