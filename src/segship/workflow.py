@@ -22,8 +22,16 @@ from segship.inference.images import find_inputs
 from segship.inference.writers import write_bytes
 from segship.measure import rundir
 from segship.measure.rundir import StepsFolder as _Folder
-from segship.measure.volume_run import files_of, link_cases, predict_volumes
-from segship.package import Package, dump_json, open_package, sha256_file
+from segship.measure.volume_run import (
+    WINDOW_SECONDS,
+    bring_previous,
+    files_of,
+    link_cases,
+    predict_volumes,
+    sample_case,
+    window_batches,
+)
+from segship.package import Package, dump_json, open_package
 
 Progress = Callable[[int, int, str], None]
 Say = Callable[[str], None]
@@ -81,8 +89,11 @@ def _variant_line(row: dict[str, Any], metric: str, cases: int | None) -> str:
     parts = [f"{row['precision']:<5} on {row['engine']}"]
     if row["value"] is not None:
         drop = f" (drop {row['drop']:+.4f})" if row["precision"] != "fp32" and row["drop"] is not None else ""
-        parts.append(f"{metric} {row['value']:.4f}{drop} over {cases} images")
-    if row.get("files_per_second"):
+        parts.append(f"{metric} {row['value']:.4f}{drop} over {cases} {'cases' if 'case_seconds' in row else 'images'}")
+    if row.get("case_seconds"):
+        batch, seconds = min(row["case_seconds"].items(), key=lambda item: int(item[0]))
+        parts.append(f"{seconds:.3g} s for a case of one window at batch {batch}, files to label file")
+    elif row.get("files_per_second"):
         batch, rate = max(row["files_per_second"].items(), key=lambda item: int(item[0]))
         parts.append(f"{rate:.1f} images/s files to masks at batch {batch}")
     return ", ".join(parts)
@@ -100,11 +111,8 @@ def run(
     evaluation = _evaluate(package, options, data, folder, say, progress) if data else None
     package = open_package(package.path)
     _predict(package, options, data, folder, say, progress)
-    timed = None
-    if package.manifest.input.kind == "volume":
-        skipped.append("speed was not measured: `segship benchmark` times networks for pictures")
-    else:
-        timed = _benchmark(package, options, data, folder, say, progress)
+    timed = _benchmark(package, options, data, folder, say, progress)
+    skipped += window_batches(package.manifest, options.batches)[1]
     summary = rundir.write_run_summary(
         options.output,
         package,
@@ -179,7 +187,7 @@ def _as_file(case: Case, folder: Path) -> Path:
 
 def _export(source: Path, options: RunOptions, folder: _Folder, say: Say, progress: Progress | None) -> Package:
     path = folder.path / rundir.PACKAGE
-    key = _key(_identity(source), dict(options.family_options), options.family, options.sample, options.force)
+    key = _key(rundir.identity(source), dict(options.family_options), options.family, options.sample, options.force)
     if folder.has("export", key, path):
         say("export: already there")
         return open_package(path)
@@ -202,15 +210,9 @@ def _export(source: Path, options: RunOptions, folder: _Folder, say: Say, progre
     return result.package
 
 
-def _identity(source: Path) -> list[str]:
-    """The content of a source: a file's hash, or those of a small folder's files."""
-    if source.is_dir():
-        return [f"{p.name} {sha256_file(p)}" for p in sorted(source.iterdir()) if p.is_file()]
-    return [sha256_file(source)] if source.is_file() else [str(source)]
-
-
 def _compile(
     package: Package,
+    bring_previous(options.family_options.get("previous_stage"), folder.path)
     options: RunOptions,
     data: Dataset | None,
     calibration: Path | None,
@@ -275,7 +277,8 @@ def _evaluate(
     """`evaluation/summary.json`: every variant on the same cases, recorded in the package."""
     target = folder.path / rundir.EVALUATION
     summary = target / "summary.json"
-    key = _key([v.sha256 for v in package.manifest.variants], data.ids, options.engine, options.device)
+    batches = window_batches(package.manifest, options.batches)[0]
+    key = _key([v.sha256 for v in package.manifest.variants], data.ids, options.engine, options.device, *batches)
     if folder.has("evaluate", key, summary):
         say("evaluate: already there")
         return _load(summary)
@@ -289,7 +292,7 @@ def _evaluate(
         engine=options.engine,
         device=options.device,
         threads=options.threads,
-        batch=None if package.manifest.input.kind == "volume" else max(options.batches),
+        batch=batches or max(options.batches),
         output=target,
         progress=progress,
     )
@@ -343,7 +346,8 @@ def _benchmark(
     """`benchmark.json`: every variant, the engine of choice first, the other installed ones beside it."""
     path = folder.path / rundir.BENCHMARK
     own = options.engine or "openvino"
-    against = options.against if options.against is not None else _others(own)
+    volumes = package.manifest.input.kind == "volume"
+    against = options.against if options.against is not None else () if volumes else _others(own)
     settings = [options.batches, own, against, options.device, options.threads, options.iterations, options.repeat]
     key = _key([v.sha256 for v in package.manifest.variants], settings)
     if folder.has("benchmark", key, path):
@@ -352,13 +356,15 @@ def _benchmark(
     from segship.measure.benchmark import benchmark
 
     say("benchmark")
-    inputs = (
-        [_as_file(case, folder.path / "inputs") for case in data.cases[:BENCHMARK_FILES]] if data else [options.data]
-    )
+    inputs: list[Path] | None = [options.data]
+    if volumes:  # a case of one window: those of a data set may take minutes each
+        inputs = sample_case(package, data)
+    elif data:
+        inputs = [_as_file(case, folder.path / "inputs") for case in data.cases[:BENCHMARK_FILES]]
     result = benchmark(
         package,
         inputs,
-        batch=options.batches,
+        batch=window_batches(package.manifest, options.batches)[0] or options.batches,
         engine=own,
         against=against,
         device=[options.device],
@@ -376,6 +382,7 @@ def _others(own: str) -> tuple[str, ...]:
     names = [name for name in ("onnxruntime", "pytorch") if name != own]
     return tuple(name for name in names if get_engine(name).availability().version is not None)
 
+        duration_s=WINDOW_SECONDS if volumes else None,
 
 def require_data(path: Path | None) -> Path:
     """The data folder or archive. Raises UsageError when it is not there."""

@@ -180,7 +180,10 @@ def benchmark(
     verbose: bool,
     **rest: Any,
 ) -> None:
-    """Time PACKAGE: the bare network and files -> masks, interleaved, answers compared before times are."""
+    """Time PACKAGE: the bare network and files -> masks, interleaved, answers compared before times are.
+
+    Of volumes a batch is one of windows, and one case (the first of --inputs, or the golden sample) is timed whole.
+    """
     from segship.measure.benchmark import benchmark as run_benchmark
 
     with progress_bar(quiet, unit="turn") as progress:
@@ -208,3 +211,14 @@ def report(run_dir: Path, as_json: bool, quiet: bool, verbose: bool) -> None:
         print_json({"report": str(path)})
     elif not quiet:
         click.echo(str(path))
+@click.option(
+    "--step-size", "-step_size", type=click.FloatRange(0, 1, min_open=True), help="Volumes: the windows' step."
+)
+@click.option("--disable-tta", "--no-tta", "--disable_tta", is_flag=True, help="Volumes: no mirroring.")
+    step_size: float | None,
+    disable_tta: bool,
+    if step_size is not None or disable_tta:
+        from segship.inference.volume_network import TileOptions
+
+        rest["tiles"] = TileOptions(step_size=step_size, mirror=not disable_tta)
+

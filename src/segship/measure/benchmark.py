@@ -10,9 +10,9 @@ from __future__ import annotations
 import itertools
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,10 +24,12 @@ from segship.inference.images import find_inputs
 from segship.inference.outputs import PredictOptions
 from segship.inference.precision import canonical_precision
 from segship.inference.predictor import Predictor
-from segship.manifest import Executed, Manifest
+from segship.inference.volume_network import TileOptions
+from segship.manifest import Manifest
+from segship.measure import benchmark_volumes
 from segship.measure.agreement import Reference, kind_of
 from segship.measure.environment import environment, executed_by, load_average
-from segship.measure.rows import BenchmarkResult, Row, Setting
+from segship.measure.rows import Answer, BenchmarkResult, Row, Setting
 from segship.measure.timing import Call, Plan, Timing, measure
 from segship.package import Package, open_package
 
@@ -55,12 +57,14 @@ def benchmark(
     repeat: int = 3,
     files: bool = True,
     cache_dir: Path | str | None = None,
+    tiles: TileOptions | None = None,
     progress: Progress | None = None,
 ) -> BenchmarkResult:
     """Time every combination of precision × device × threads × streams on ``engine``, then each engine of ``against``.
 
     ``precision`` None takes all of the package's variants. ``inputs`` are image files or folders; None takes the
-    package's golden sample. ``iterations`` calls (or ``duration_s`` seconds) a turn, ``repeat`` turns each. An engine
+    package's golden sample. Of volumes a batch is one of windows, and one case is timed from its files to its label
+    file, run as ``tiles`` says [the package's own way]; see `benchmark_volumes`. ``iterations`` calls (or ``duration_s`` seconds) a turn, ``repeat`` turns each. An engine
     of ``against`` skips precisions that it does not run, and says so. Raises UsageError, PackageError, EngineError.
     """
     if min(*batch, *streams) < 1:
@@ -75,24 +79,44 @@ def benchmark(
         notes.append(f"the machine was busy before the start (load {before} on {cores} cores): times are not at rest")
     network: dict[Setting, dict[int, Timing]] = {setting: {} for setting in settings}
     whole: dict[Setting, dict[int, Timing]] = {setting: {} for setting in settings}
-    answers: dict[Setting, _Answer] = {}
+    answers: dict[Setting, Answer] = {}
+    cases: dict[Setting, dict[int, Timing]] = {setting: {} for setting in settings}
+    volumes = opened.manifest.input.kind == "volume"
+    if tiles is not None and not volumes:
+        raise UsageError("--step-size and --disable-tta are for packages of volumes, and this one takes pictures")
     sizes = list(dict.fromkeys(batch))
     with tempfile.TemporaryDirectory(prefix="segship-benchmark-") as folder:
         scratch = Path(folder)
-        paths, about = _inputs(opened, inputs, scratch / "inputs", max(sizes))
+        if volumes:
+            case, about = benchmark_volumes.one_case(opened, inputs, scratch / "inputs")
+            notes += benchmark_volumes.remarks(opened.manifest)
+        else:
+            paths, about = _inputs(opened, inputs, scratch / "inputs", max(sizes))
         for number, size in enumerate(sizes):
             tell = _part(progress, number, len(sizes), f"batch {size}")
             with ExitStack() as stack:
                 predictors = _open(stack, opened, settings, size, cache_dir, notes)
-                answers = answers or _compare(predictors, paths)
-                for setting, timing in measure(_network_calls(predictors, size, paths), plan, tell).items():
-                    network[setting][size] = timing
+                once = Plan(warmup=min(warmup, 1), iterations=1, repeat=repeat)
+                if volumes:
+                    work = benchmark_volumes.Work(predictors, case, size, tiles or TileOptions(), scratch)
+                    answers = answers or work.answers()
+                    calls = work.network_calls()
+                    _take(cases, size, measure(work.case_calls(), once, tell) if files else {})
+                else:
+                    answers = answers or _compare(predictors, paths)
+                    calls = _network_calls(predictors, size, paths)
+                _take(network, size, measure(calls, plan, tell))
                 if files:
-                    calls = _file_calls(predictors, size, paths, scratch)
-                    once = Plan(warmup=min(warmup, 1), iterations=1, repeat=repeat)
-                    for setting, timing in measure(calls, once, tell).items():
-                        whole[setting][size] = timing
-    rows = [_row(opened, setting, answer, network[setting], whole[setting]) for setting, answer in answers.items()]
+                    calls = work.file_calls() if volumes else _file_calls(predictors, size, paths, scratch)
+                    _take(whole, size, measure(calls, once, tell))
+    rows = [
+        replace(
+            _row(opened, setting, answer, network[setting], whole[setting]),
+            cases=cases[setting],
+            unit="window" if volumes else "image",
+        )
+        for setting, answer in answers.items()
+    ]
     return BenchmarkResult(
         rows=tuple(rows),
         architecture=opened.manifest.network.architecture,
@@ -100,7 +124,13 @@ def benchmark(
         options={"batch": sizes, **asdict(plan), "interleaved": True},
         inputs=about,
         notes=tuple(dict.fromkeys(notes)),
+        unit="window" if volumes else "image",
     )
+
+
+def _take(into: dict[Setting, dict[int, Timing]], batch: int, found: Mapping[Setting, Timing]) -> None:
+    for setting, timing in found.items():
+        into[setting][batch] = timing
 
 
 # ----------------------------------------------------------------------------------------------- settings
@@ -188,17 +218,7 @@ def _inputs(
 # ------------------------------------------------------------------------------------------- comparing, timing
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Answer:
-    """How a setting's answer to the compared inputs differs from the first fp32 setting's, and what ran."""
-
-    executed: Executed
-    max_abs: float
-    likeness: float
-    """share of equal labels, or 1 − mean |difference| of saliency maps"""
-
-
-def _compare(predictors: dict[Setting, Predictor], paths: Sequence[Path]) -> dict[Setting, _Answer]:
+def _compare(predictors: dict[Setting, Predictor], paths: Sequence[Path]) -> dict[Setting, Answer]:
     sample = list(dict.fromkeys(paths))[:COMPARED]
     reference = next((s for s in predictors if s.precision == "fp32"), next(iter(predictors)))
     expected = [predictors[reference](path) for path in sample]
@@ -210,7 +230,7 @@ def _compare(predictors: dict[Setting, Predictor], paths: Sequence[Path]) -> dic
         found = [predictor(path) for path in sample]
         differences = [np.abs(a.outputs[0] - b.outputs[0]).max() for a, b in zip(expected, found, strict=True)]
         alike = [kept.agreement(str(number), prediction) for number, prediction in enumerate(found)]
-        answers[setting] = _Answer(
+        answers[setting] = Answer(
             executed=executed_by(predictor, sample[0]),
             max_abs=float(max(differences)),
             likeness=float(np.mean([value for value in alike if value is not None])),
@@ -277,7 +297,7 @@ def _link(path: Path, link: Path) -> None:
 
 
 def _row(
-    package: Package, setting: Setting, answer: _Answer, network: dict[int, Timing], files: dict[int, Timing]
+    package: Package, setting: Setting, answer: Answer, network: dict[int, Timing], files: dict[int, Timing]
 ) -> Row:
     name, variant = package.manifest.metric.name, package.manifest.variant(setting.precision)
     maps = kind_of(package.manifest) == "maps"

@@ -84,6 +84,7 @@ def gather(folder: Path) -> dict[str, Any]:
         "shown": shown,
         "parity": summary.get("parity") or (package.provenance().get("parity") if package else None) or [],
         "dataset": dataset,
+        "unit": summary.get("unit") or (_read_json(folder / BENCHMARK) or {}).get("unit") or "image",
         "benchmark": summary.get("benchmark") or (_read_json(folder / BENCHMARK) or {}).get("options"),
         "environment": summary.get("environment") or {},
         "notes": summary.get("notes") or [],
@@ -118,6 +119,7 @@ def render(data: Mapping[str, Any]) -> str:
             "percent": story.percent_text,
             "agreement": story.agreement_text,
             "small": story.small_text,
+            "seconds": story.seconds_text,
         }
     )
     source = resources.files("segship.measure").joinpath(TEMPLATE).read_text(encoding="utf-8")
@@ -183,14 +185,17 @@ def _batch_table(data: Mapping[str, Any]) -> dict[str, Any] | None:
     """One row a precision and batch with the world's main numbers, where the world is reported so."""
     if data["scorer"] not in SCORERS:
         return None
-    names = getattr(get_scorer(data["scorer"]), "TABLE", ())
+    scorer = get_scorer(data["scorer"])
+    names = getattr(scorer, "TABLE", ())
     rows = [
         (story.name_of(row, data["variants"]), batch, [values.get(name) for name in names])
         for row in data["variants"]
         if row.get("metrics")
         for batch, values in (row.get("metrics_by_batch") or {"own": row["metrics"]}).items()
     ]
-    return {"names": names, "rows": rows} if names and rows else None
+    if not names or not rows:
+        return None
+    return {"names": names, "rows": rows, "published": getattr(scorer, "PUBLISHED", None)}
 
 
 def _points(data: Mapping[str, Any]) -> tuple[list[figures.Point], str]:

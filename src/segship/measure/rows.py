@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from segship.manifest import Executed
 from segship.measure.tables import columns
@@ -30,6 +30,20 @@ class Setting:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Answer:
+    """How a setting's answer to the compared inputs differs from the first fp32 setting's, and what ran."""
+
+    executed: Executed
+    max_abs: float
+    likeness: float
+    """share of equal labels, or 1 − mean |difference| of saliency maps"""
+
+
+Unit = Literal["image", "window"]
+"""what one item of a batch is: a picture, or a window of a volume"""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Row:
     """What was measured of one setting; times by batch size."""
 
@@ -44,10 +58,15 @@ class Row:
     """share of equal labels; None for a saliency package, which has ``map_difference`` (mean, of full scale) instead"""
     network: dict[int, Timing]
     files: dict[int, Timing]
+    """files to mask files; of volumes one case from its files to its label file"""
     map_difference: float | None = None
+    cases: dict[int, Timing] = field(default_factory=dict)
+    """volumes: one prepared case through all its windows"""
+    unit: Unit = "image"
 
     def as_dict(self) -> dict[str, Any]:
         setting = self.setting
+        digits = 3 if self.unit == "image" else 6  # a case of a large volume takes minutes
         return {
             "precision": setting.precision,
             "engine": setting.engine,
@@ -65,8 +84,18 @@ class Row:
             "latency_percentiles_ms": {
                 str(b): {k: round(v, 4) for k, v in t.percentiles_ms().items()} for b, t in self.network.items()
             },
-            "images_per_second": {str(b): round(t.rate, 3) for b, t in self.network.items()},
-            "files_per_second": {str(b): round(t.rate, 3) for b, t in self.files.items()},
+            "images_per_second": {str(b): round(t.rate, digits) for b, t in self.network.items()},
+            "files_per_second": {str(b): round(t.rate, digits) for b, t in self.files.items()},
+            **self._of_volumes(),
+        }
+
+    def _of_volumes(self) -> dict[str, Any]:
+        if self.unit == "image":
+            return {}
+        return {
+            "windows_per_second": {str(b): round(t.rate, 6) for b, t in self.network.items()},
+            "case_network_seconds": {str(b): round(t.percentiles_ms()["p50"] / 1e3, 6) for b, t in self.cases.items()},
+            "case_seconds": {str(b): round(t.percentiles_ms()["p50"] / 1e3, 6) for b, t in self.files.items()},
         }
 
 
@@ -79,10 +108,12 @@ class BenchmarkResult:
     """what was run: a folder's files, or the package's golden sample"""
     notes: tuple[str, ...] = ()
     architecture: str = ""
+    unit: Unit = "image"
 
     def as_dict(self) -> dict[str, Any]:
-        """As `benchmark --json` prints it."""
+        """As `benchmark --json` prints it. Of volumes, ``images_per_second`` counts windows and a file is a case."""
         return {
+            "unit": self.unit,
             "architecture": self.architecture,
             "variants": [row.as_dict() for row in self.rows],
             "environment": self.environment,
@@ -100,15 +131,22 @@ class BenchmarkResult:
         )
         times = [line for row in self.rows for line in _time_lines(row)]
         header = ["setting", "batch", "p50 ms", "p90 ms", "p99 ms", "network img/s", "files→masks img/s"]
+        if self.unit == "window":
+            header = [*header[:5], "network windows/s", "case, network s", "case, files→labels s"]
         about = self.environment
         machine = f"{about['processor']}, {about['cores']} cores, load {about['load_average']}; {self.inputs}"
         tables = [agree, "", columns(header, times), "", self.rate_table(), "", machine]
         return "\n".join([*tables, *(f"note: {note}" for note in self.notes)])
 
     def rate_table(self) -> str:
-        """Images per second of the bare network: network × precision × batch, and what executed."""
+        """Images (of volumes windows) per second of the bare network: network × precision × batch, and what executed."""
         batches = sorted({batch for row in self.rows for batch in row.network})
-        header = ["network img/s", "setting", *(f"batch {batch}" for batch in batches), "executed"]
+        header = [
+            "network img/s" if self.unit == "image" else "windows/s",
+            "setting",
+            *(f"batch {batch}" for batch in batches),
+            "executed",
+        ]
         lines = [
             [
                 self.architecture,
@@ -136,14 +174,15 @@ def _time_lines(row: Row) -> list[list[str]]:
     lines = []
     for batch, timing in row.network.items():
         at = timing.percentiles_ms()
-        whole = f"{row.files[batch].rate:.1f}" if batch in row.files else "-"
-        lines.append(
-            [
-                row.setting.label,
-                str(batch),
-                *(f"{at[p]:.2f}" for p in ("p50", "p90", "p99")),
-                f"{timing.rate:.1f}",
-                whole,
-            ]
-        )
+        line = [row.setting.label, str(batch), *(f"{at[p]:.2f}" for p in ("p50", "p90", "p99"))]
+        if row.unit == "window":
+            lines.append(
+                [*line, f"{timing.rate:.4g}", _case_seconds(row.cases, batch), _case_seconds(row.files, batch)]
+            )
+            continue
+        lines.append([*line, f"{timing.rate:.1f}", f"{row.files[batch].rate:.1f}" if batch in row.files else "-"])
     return lines
+
+
+def _case_seconds(found: dict[int, Timing], batch: int) -> str:
+    return f"{found[batch].percentiles_ms()['p50'] / 1e3:.3g}" if batch in found else "-"

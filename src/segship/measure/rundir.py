@@ -21,7 +21,7 @@ from segship.inference.writers import write_bytes
 from segship.measure.environment import environment
 from segship.measure.evaluate import EvaluateResult
 from segship.measure.rows import BenchmarkResult
-from segship.package import Package, dump_json
+from segship.package import Package, dump_json, sha256_file
 
 PACKAGE = "net.segship"
 SUMMARY = "summary.json"
@@ -33,6 +33,7 @@ STEPS = "steps.json"
 
 Data = Mapping[str, Any]
 _SPEED = ("latency_ms", "latency_percentiles_ms", "images_per_second", "files_per_second", "threads", "streams")
+_VOLUME_SPEED = ("windows_per_second", "case_network_seconds", "case_seconds")
 
 
 def run_summary(
@@ -64,6 +65,7 @@ def run_summary(
         "dataset": {key: scores[key] for key in about} if scores else None,
         "package": {"name": package.manifest.name, "file": package.path.name, "sha256": package.sha256},
         "benchmark": {**times["options"], "inputs": times["inputs"]} if times else None,
+        "unit": times.get("unit", "image"),
         "environment": times.get("environment") or scores.get("environment") or environment(),
         "notes": list(dict.fromkeys([*notes, *scores.get("notes", ()), *times.get("notes", ())])),
     }
@@ -101,11 +103,23 @@ def _row(scored: Data | None, timed: Data | None) -> dict[str, Any]:
             for key in ("precision", "engine", "device", "executed", "max_abs", "label_agreement", *_SPEED)
         }
     if scored is not None:
+        row |= {key: timed[key] for key in _VOLUME_SPEED if key in timed}
         row |= {**scored, "label_agreement": scored.get("label_agreement") or row.get("label_agreement")}
     return row
 
 
 class StepsFolder:
+def identity(source: Path) -> list[str]:
+    """The content of a source: a file's hash, or those of a folder's files; of files below it, size and time."""
+    if source.is_dir():
+        deeper = [(p, p.stat()) for p in sorted(source.glob("*/**/*")) if p.is_file()]
+        return [
+            *(f"{p.name} {sha256_file(p)}" for p in sorted(source.iterdir()) if p.is_file()),
+            *(f"{p.relative_to(source)} {about.st_size} {about.st_mtime_ns}" for p, about in deeper),
+        ]
+    return [sha256_file(source)] if source.is_file() else [str(source)]
+
+
     """The run folder and its memory of which step was made from what."""
 
     def __init__(self, path: Path, again: bool) -> None:

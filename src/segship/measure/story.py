@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from segship.inference.cutout import has_background
 from segship.inference.precision import AUTO_MAX_DROP
 from segship.metrics import SCORERS, get_scorer
 from segship.package import Package
@@ -53,12 +54,27 @@ def best_speed(row: Row) -> float:
 
 def speed_key(data: Row) -> tuple[str, int, str]:
     """(row key, batch, axis label) of the rate that stands for speed."""
+    volumes = data.get("unit") == "window"
     if data["file_batches"]:
         batch = PREFERRED_BATCH if PREFERRED_BATCH in data["file_batches"] else data["file_batches"][-1]
-        return "files_per_second", batch, f"images per second, files to masks, batch {batch}"
+        what = "cases per second, files to label file" if volumes else "images per second, files to masks"
+        return "files_per_second", batch, f"{what}, batch {batch}"
     batches = data["batches"]
     batch = PREFERRED_BATCH if PREFERRED_BATCH in batches else batches[-1] if batches else 1
-    return "images_per_second", batch, f"images per second, network alone, batch {batch}"
+    return "images_per_second", batch, f"{'windows' if volumes else 'images'} per second, network alone, batch {batch}"
+
+
+def _speed(data: Row, key: str, rate: float) -> tuple[str, str, str, str]:
+    """(verb, number, its unit, from where to where)"""
+    whole = key == "files_per_second"
+    if data.get("unit") != "window":
+        return "does", rate_text(rate), "images/s", "from files to masks" if whole else _ALONE
+    if whole:
+        return "takes", seconds_text(1 / rate), "a case", "from files to label file"
+    return "does", rate_text(rate), "windows/s", _ALONE
+
+
+_ALONE = "in the network alone"
 
 
 def name_of(row: Row, variants: Sequence[Row]) -> str:
@@ -133,17 +149,17 @@ def _about_speed(data: Row) -> list[Piece]:
     fast = (shown.get(key) or {}).get(str(batch)) if shown else None
     if shown is None or fast is None:
         return [("", "Its speed was not measured in this run.")]
-    how = "from files to masks" if key == "files_per_second" else "in the network alone"
+    verb, number, unit, how = _speed(data, key, fast)
     slow = (reference.get(key) or {}).get(str(batch)) if reference else None
     if shown is reference or not slow:
         return [
-            ("", f"At {shown['precision']} it does "),
-            ("b", f"{rate_text(fast)} images/s"),
+            ("", f"At {shown['precision']} it {verb} "),
+            ("b", f"{number} {unit}"),
             ("", f" {how} at batch {batch}."),
         ]
     pieces: list[Piece] = [
-        ("", f"In {shown['precision']} it does "),
-        ("b", f"{rate_text(fast)} images/s"),
+        ("", f"In {shown['precision']} it {verb} "),
+        ("b", f"{number} {unit}"),
         ("", f" {how} at batch {batch}, "),
         ("b", f"{fast / slow:.1f}×"),
         ("", f" the rate of {reference['precision']}"),
@@ -154,12 +170,12 @@ def _about_speed(data: Row) -> list[Piece]:
     low, high = detail["interval95"]
     name, size = data["metric"]["name"], f"{abs(detail['drop']):.4f}"
     if data["metric"]["higher_is_better"]:
-        verb, change = ", and loses " if detail["drop"] >= 0 else ", and gains ", f"{size} {name}"
+        effect, change = ", and loses " if detail["drop"] >= 0 else ", and gains ", f"{size} {name}"
         bounds = f" (95 % interval of the loss {signed(low)} to {signed(high)})."
     else:
-        verb, change = f", and its {name} {'rises' if detail['drop'] >= 0 else 'falls'} by ", size
+        effect, change = f", and its {name} {'rises' if detail['drop'] >= 0 else 'falls'} by ", size
         bounds = f" (95 % interval of the rise {signed(low)} to {signed(high)})."
-    return [*pieces, ("", verb), ("b", change), ("", bounds)]
+    return [*pieces, ("", effect), ("b", change), ("", bounds)]
 
 
 def tiles(data: Row) -> list[tuple[str, str]]:
@@ -177,8 +193,8 @@ def tiles(data: Row) -> list[tuple[str, str]]:
     fast = (shown.get(key) or {}).get(str(batch)) if shown else None
     slow = (reference.get(key) or {}).get(str(batch)) if reference else None
     if fast:
-        what = "files to masks" if key == "files_per_second" else "network alone"
-        found.append((rate_text(fast), f"images/s in {shown['precision']}, {what}"))
+        _, number, unit, how = _speed(data, key, fast)
+        found.append((number, f"{unit} in {shown['precision']}, {how.removeprefix('from ').removeprefix('in the ')}"))
     if fast and slow and shown is not reference:
         found.append((f"{fast / slow:.1f}×", f"{shown['precision']} against {reference['precision']}"))
     return found
@@ -270,7 +286,11 @@ def about_package(package: Package | None) -> dict[str, Any] | None:
         "parameters": manifest.network.parameters,
         "options": dict(manifest.options),
         "scorer": manifest.metric.scorer,
-        "labels": [{"name": label.name, "color": label.color} for label in manifest.labels if label.id != 0],
+        "labels": [
+            {"name": label.name, "color": label.color}
+            for label in manifest.labels
+            if label.id != 0 or not has_background(manifest)
+        ],
         "source": _source(provenance.get("source") or {}),
         "calibration": provenance.get("calibration") or {},
         "warnings": list(provenance.get("warnings") or ()),
@@ -309,6 +329,13 @@ def rate_text(value: float) -> str:
     if value >= 99.5:
         return f"{value:,.0f}".replace(",", "\u202f")
     return f"{value:.1f}" if value >= 9.95 else f"{value:.2f}"
+
+
+def seconds_text(value: float) -> str:
+    """Three digits that mean something: 0.042 s, 3.1 s, 93 s, 12 min."""
+    if value >= 300:
+        return f"{value / 60:.0f} min"
+    return f"{value:.0f} s" if value >= 10 else f"{value:.2g} s"
 
 
 def agreement_text(value: float) -> str:

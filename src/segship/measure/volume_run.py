@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from segship.datasets import Case, Dataset
 from segship.datasets.label_files import ending_of
@@ -13,8 +15,49 @@ from segship.inference.predictor import Predictor
 from segship.inference.volume_batch import CaseOptions, predict_cases
 from segship.inference.volume_predictor import VolumePredictor
 from segship.inference.writers import write_bytes
+from segship.manifest import Manifest
+from segship.package import Package
 
 Progress = Callable[[int, int, str], None]
+BATCH_VOXELS = 1 << 22
+"""of all windows of a batch: activations of a usual network are hundreds of times as large"""
+WINDOW_SECONDS = 2.0
+"""of windows of a network for volumes so long a turn is timed, where one may take many seconds"""
+
+
+def window_batches(manifest: Manifest, batches: Sequence[int]) -> tuple[tuple[int, ...], list[str]]:
+    """(those of ``batches`` whose windows fit into a usual memory at once, the least of them at any rate; a note on the
+    others). Nothing for pictures."""
+    if manifest.tiling is None or manifest.input.kind != "volume":
+        return (), []
+    window = math.prod(manifest.tiling.window)
+    kept = tuple(b for b in batches if b == min(batches) or b * window <= BATCH_VOXELS)
+    left = [str(b) for b in batches if b not in kept]
+    shape = "x".join(map(str, manifest.tiling.window))
+    return kept, [f"batch {', '.join(left)} was left out: so many windows of {shape} at once are large"] if left else []
+
+
+def sample_case(package: Package, data: Dataset | None) -> list[Path] | None:
+    """What is timed: the package's golden sample (None), or the first case for a cascade, whose first stage has to run."""
+    if package.manifest.previous_stage is None or data is None:
+        return None
+    return files_of(data.cases[0])
+
+
+def bring_previous(given: Any, folder: Path) -> None:
+    """The first stage's package of a cascade, beside the package that continues it: a link, or a copy."""
+    if given is None:
+        return
+    source = Path(str(given))
+    place = folder / source.name
+    try:
+        if place.exists() or place.is_symlink():
+            if place.resolve() == source.resolve():
+                return
+            place.unlink()
+        _link(source.resolve(), place)
+    except OSError as error:
+        raise OutputError(f"cannot write {place}: {error.strerror or error}; choose another folder with -o") from error
 
 
 def files_of(case: Case) -> list[Path]:
@@ -33,14 +76,18 @@ def link_cases(dataset: Dataset, folder: Path) -> Path:
             shutil.rmtree(folder)
         for case in dataset.cases:
             for number, file in enumerate(files_of(case)):
-                _link(file, folder / "imagesTr" / f"{case.id}_{number:04d}{ending_of(file.name)}")
+                _link(file, folder / "imagesTr" / f"{case.id}_{number:04d}{_ending(file)}")
             if case.label_file is not None:
-                _link(case.label_file.resolve(), folder / "labelsTr" / f"{case.id}{ending_of(case.label_file.name)}")
+                _link(case.label_file.resolve(), folder / "labelsTr" / f"{case.id}{_ending(case.label_file)}")
     except OSError as error:
         raise OutputError(
             f"cannot write into {folder}: {error.strerror or error}; choose another folder with -o"
         ) from error
     return folder
+
+
+def _ending(file: Path) -> str:
+    return ending_of(file.name) or file.suffix
 
 
 def _link(file: Path, place: Path) -> None:

@@ -33,8 +33,20 @@ from segship.metrics.scores import CaseScore
 from segship.metrics.surfaces import surface_scores
 
 DEFAULT = "Dice"
+FORMATS = ("v1", "v2")
 TABLE = ("Accuracy", "Dice", "Precision", "Recall")
 """what the table precision × batch of a report shows"""
+PUBLISHED = {
+    "of": "Task02_Heart, nnU-Net v1, 2d, fold 0",
+    "source": "Cambricon/magicmind_cloud: buildin/cv/segmentation/nnUNet_pytorch",
+    "remark": "scored on the 20 volumes of imagesTr, which the fold was partly trained on, so not how good it is on new ones",
+    "rows": (
+        ("fp32", (0.9998284953, 0.9795684235, 0.9866175534, 0.9732093584)),
+        ("fp16", (0.9998284876, 0.9795677021, 0.9866147442, 0.9732108592)),
+        ("int8, fp16 mixed", (0.9997113756, 0.9654162004, 0.9591708264, 0.9723522342)),
+    ),
+}
+"""another port's published numbers, in the order of ``TABLE``; a report shows them beside its own"""
 METRICS = {
     "Dice": "2·TP / (2·TP + FP + FN), mean over labels but background, then over cases; NaN where nothing is",
     "IoU": "TP / (TP + FP + FN), the same means",
