@@ -7,7 +7,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from segship.inference.enlarge import above_on_grid, argmax_on_grid, first_maximum, resample_one_by_one
+from segship.inference import enlarge
+from segship.inference.enlarge import (
+    above_on_grid,
+    argmax_on_grid,
+    each_above,
+    first_maximum,
+    largest,
+    resample_one_by_one,
+)
 from segship.inference.resample import Rule, Spacing
 
 sides = st.tuples(st.integers(1, 9), st.integers(1, 12), st.integers(1, 12))
@@ -85,3 +93,50 @@ def test_the_first_of_equal_scores_wins_and_scores_stay_as_they_were() -> None:
     kept = scores.copy()
     assert (first_maximum(iter(scores)) == 0).all()
     assert (scores == kept).all()
+
+
+@pytest.mark.parametrize("classes", [2, 3, 40])
+@pytest.mark.parametrize("shape", [(9, 30, 26), (3, 7, 8), (12, 15, 40)])
+def test_where_every_cell_holds_several_labels_every_class_is_looked_at(
+    classes: int, shape: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(enlarge, "_CHUNK", 100)  # a plane then takes several pieces
+    scores = np.random.default_rng(classes).normal(0, 3, (classes, 6, 14, 17)).astype(np.float32)
+    even = (1.0, 1.0, 1.0)
+    full = np.stack(list(resample_one_by_one(scores, shape, rule(), even, even)))
+    ordered = np.sort(full, axis=0)
+    clear = ordered[-1] - ordered[-2] > 1e-4
+    assert (argmax_on_grid(scores, shape, rule(), even, even) == full.argmax(axis=0))[clear].all()
+    assert clear.mean() > 0.99
+
+
+def test_the_answer_does_not_depend_on_the_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    scores, even = smooth(8, 5, (12, 40, 33), 4), (1.0, 1.0, 1.0)
+    found = []
+    for threads in (1, 4):
+        monkeypatch.setattr(enlarge, "helper_threads", lambda count=threads: count)
+        found.append(argmax_on_grid(scores, (23, 71, 50), rule(), even, even))
+    assert (found[0] == found[1]).all()
+
+
+def test_a_failure_on_a_thread_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise MemoryError("no more")
+
+    monkeypatch.setattr(enlarge, "_spread", broken)
+    with pytest.raises(MemoryError):
+        argmax_on_grid(smooth(1, 2, (4, 5, 6), 2), (8, 10, 12), rule(), (1.0, 1.0, 1.0), (1.0, 1.0, 1.0))
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 2**31), classes=st.integers(1, 300), side=sides)
+def test_the_largest_of_whole_numbers_is_numpys_argmax(seed: int, classes: int, side: tuple[int, int, int]) -> None:
+    scores = np.random.default_rng(seed).integers(-3, 4, (classes, *side)).astype(np.float32)
+    assert (largest(scores) == scores.argmax(axis=0)).all()
+    assert (first_maximum(iter(scores)) == scores.argmax(axis=0)).all()
+
+
+def test_classes_above_a_limit_come_one_by_one() -> None:
+    scores, even = smooth(2, 3, (4, 9, 7), 3), (1.0, 1.0, 1.0)
+    parts = list(each_above(scores, 0.0, (8, 18, 20), rule(), even, even))
+    assert (np.stack(parts) == above_on_grid(scores, 0.0, (8, 18, 20), rule(), even, even)).all()

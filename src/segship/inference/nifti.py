@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from segship.errors import InputError
+from segship.inference.deflate import gzip_bytes
 from segship.inference.images import Limits
 
 _GZIP = b"\x1f\x8b"
@@ -221,10 +222,4 @@ def encode_nifti(labels: np.ndarray, block: bytes, *, packed: bool) -> bytes:
     planes = np.ascontiguousarray(labels.T, dtype)
     if not packed:
         return head + planes.tobytes()
-    packer = zlib.compressobj(_LEVEL, zlib.DEFLATED, 31)
-    parts = [packer.compress(head)]
-    parts += [packer.compress(plane) for plane in planes]
-    return b"".join([*parts, packer.flush()])
-
-
-_LEVEL = 6
+    return gzip_bytes(head, planes)

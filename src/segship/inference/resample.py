@@ -66,20 +66,21 @@ def resample(array: Float, shape: Shape3, rule: Rule, before: Spacing, after: Sp
     separate = separate_axis(rule, before, after)
     out = np.empty((len(array), *shape), np.float32)
     for source, target in zip(array, out, strict=True):
-        target[...] = _resample_channel(np.asarray(source, np.float32), shape, rule, separate)
+        _resample_channel(np.asarray(source, np.float32), shape, rule, separate, target)
     return out
 
 
-def _resample_channel(x: Float, shape: Shape3, rule: Rule, separate: int | None) -> Float:
+def _resample_channel(x: Float, shape: Shape3, rule: Rule, separate: int | None, into: Float | None = None) -> Float:
+    """One channel, written ``into`` an array where one is given: a large volume is not held twice."""
     if separate is None:
-        out = along_axes(x, shape, rule.order, rule.kind)
+        out = along_axes(x, shape, rule.order, rule.kind, into=into)
         return _clipped(out, x, None) if rule.order > 1 else out
     in_plane = tuple(n if axis == separate else shape[axis] for axis, n in enumerate(x.shape))
     out = along_axes(x, in_plane, rule.order, rule.kind, skip=separate)
     if rule.order > 1:
         out = _clipped(out, x, separate)
     index = nearest_index(x.shape[separate], shape[separate], rule.kind)
-    return np.ascontiguousarray(out.take(index, axis=separate))
+    return out.take(index, axis=separate, out=into, mode="clip")
 
 
 def _clipped(out: Float, source: Float, separate: int | None) -> Float:
@@ -90,19 +91,31 @@ def _clipped(out: Float, source: Float, separate: int | None) -> Float:
     return np.clip(out, low, high, out=out)
 
 
-def along_axes(x: Float, shape: Sequence[int], order: int, kind: str = "spline", skip: int | None = None) -> Float:
-    """Resize every axis of (z, y, x) but ``skip`` by its matrix, axes that shrink first."""
+def along_axes(
+    x: Float,
+    shape: Sequence[int],
+    order: int,
+    kind: str = "spline",
+    skip: int | None = None,
+    into: Float | None = None,
+) -> Float:
+    """Resize every axis of (z, y, x) but ``skip`` by its matrix, axes that shrink first. Contiguous; ``into`` if given."""
     axes = [axis for axis in range(x.ndim) if axis != skip and x.shape[axis] != shape[axis]]
     if kind != "spline":  # torch's own order of operations, last axis first, to the last bit
         for axis in reversed(axes):
             x = _mixed(x, axis, *linear_taps(x.shape[axis], shape[axis], kind))
-        return np.ascontiguousarray(x)
-    for axis in sorted(axes, key=lambda a: shape[a] / x.shape[a]):
-        if order == 0:
+    elif order == 0:
+        for axis in axes:
             x = x.take(_order0_index(x.shape[axis], shape[axis]), axis=axis)
-        else:
-            x = _apply(axis_matrix(x.shape[axis], shape[axis], order, kind), x, axis)
-    return np.ascontiguousarray(x)
+    else:
+        axes = sorted(axes, key=lambda a: shape[a] / x.shape[a])
+        for axis in axes:
+            last = into if axis == axes[-1] else None
+            x = _apply(axis_matrix(x.shape[axis], shape[axis], order, kind), x, axis, last)
+    if into is None or x is into:
+        return np.ascontiguousarray(x)
+    into[...] = x
+    return into
 
 
 def _mixed(x: Float, axis: int, low: NDArray[np.int64], high: NDArray[np.int64], weight: NDArray[np.float64]) -> Float:
@@ -110,13 +123,16 @@ def _mixed(x: Float, axis: int, low: NDArray[np.int64], high: NDArray[np.int64],
     return np.asarray(x.take(low, axis) * (np.float32(1) - second) + x.take(high, axis) * second)
 
 
-def _apply(matrix: Float, x: Float, axis: int) -> Float:
+def _apply(matrix: Float, x: Float, axis: int, into: Float | None) -> Float:
+    sides = (*x.shape[:axis], len(matrix), *x.shape[axis + 1 :])
+    out = np.empty(sides, np.float32) if into is None else into
     if axis == x.ndim - 1:
-        return np.asarray(x @ matrix.T)
+        return np.matmul(x, matrix.T, out=out)
     before = int(np.prod(x.shape[:axis]))
     after = int(np.prod(x.shape[axis + 1 :]))
-    out = np.matmul(matrix, np.ascontiguousarray(x).reshape(before, x.shape[axis], after))
-    return out.reshape(*x.shape[:axis], len(matrix), *x.shape[axis + 1 :])
+    flat = np.ascontiguousarray(x).reshape(before, x.shape[axis], after)
+    np.matmul(matrix, flat, out=out.reshape(before, len(matrix), after))
+    return out
 
 
 @lru_cache(maxsize=64)
@@ -185,6 +201,12 @@ def nearest_index(before: int, after: int, kind: str = "spline") -> NDArray[np.i
     return np.clip(np.floor(position).astype(np.int64), 0, before - 1)
 
 
+def nearest_floor_index(before: int, after: int) -> NDArray[np.int64]:
+    """Source index of each output sample as torch's mode 'nearest' takes it: floor, in float32."""
+    scale = np.float32(before) / np.float32(after)
+    return np.minimum(np.floor(np.arange(after, dtype=np.float32) * scale).astype(np.int64), before - 1)
+
+
 def _order0_index(before: int, after: int) -> NDArray[np.int64]:
     return np.clip(np.floor(sample_positions(before, after) + 0.5).astype(np.int64), 0, before - 1)
 
@@ -201,12 +223,6 @@ def resample_labels(
         return labels
     separate = separate_axis(rule, before, after)
     found = np.unique(labels)
-def nearest_floor_index(before: int, after: int) -> NDArray[np.int64]:
-    """Source index of each output sample as torch's mode 'nearest' takes it: floor, in float32."""
-    scale = np.float32(before) / np.float32(after)
-    return np.minimum(np.floor(np.arange(after, dtype=np.float32) * scale).astype(np.int64), before - 1)
-
-
     out = np.zeros(shape, labels.dtype)
     if half:
         for label in found:

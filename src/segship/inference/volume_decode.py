@@ -11,8 +11,8 @@ from __future__ import annotations
 import numpy as np
 
 from segship.errors import PackageError
-from segship.inference.decode import activate, label_dtype, region_labels
-from segship.inference.enlarge import above_on_grid, argmax_on_grid, resample_one_by_one
+from segship.inference.decode import activate, label_dtype
+from segship.inference.enlarge import argmax_on_grid, each_above, resample_one_by_one
 from segship.inference.postprocess import keep_largest
 from segship.inference.resample import Rule
 from segship.inference.volume_chain import Moved, VolumeFrame
@@ -62,11 +62,14 @@ def decide(scores: np.ndarray, frame: VolumeFrame, recipe: Recipe, *, activated:
         limit = _logit(decision.threshold)
     shape = step.before if step is not None else scores.shape[1:]
     before, after = (step.after_spacing, step.before_spacing) if step else (frame.spacing, frame.spacing)
-    above = above_on_grid(scores, limit, shape, rule, before, after)  # type: ignore[arg-type]
+    above = each_above(scores, limit, shape, rule, before, after)  # type: ignore[arg-type]
     rest = moved[:-1] if step else moved
     if isinstance(decision, Threshold):
         return np.stack([_back(one, rest, False) for one in above])
-    return _back(region_labels(above, decision), rest, 0)
+    labels = np.zeros(shape, label_dtype(decision.order))
+    for mask, label in zip(above, decision.order, strict=True):  # one region at a time, a later one over the earlier
+        labels[mask] = label
+    return _back(labels, rest, 0)
 
 
 def _resampled_argmax(scores: np.ndarray, step: Moved | None, rule: Rule) -> np.ndarray:
