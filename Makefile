@@ -2,6 +2,7 @@
 # make test    set up, then all tests
 # make check   format, lint, types and the fast tests: before every commit
 # make interop environments of their own for the programs that the benchmarks stand beside (.interop/)
+# make interop-mmseg  MMSegmentation beside segship (.interop/mmseg), and which of its architectures become packages
 #
 # On Linux a plain `pip install torch` may bring gigabytes of CUDA. TORCH_INDEX names an index that has the CPU
 # wheel (PyTorch's own is https://download.pytorch.org/whl/cpu):  make demo TORCH_INDEX=…
@@ -12,7 +13,7 @@ DATA ?=
 BIN = $(VENV)/bin
 SETUP = $(VENV)/.ready
 
-.PHONY: setup demo test check format docs interop clean
+.PHONY: setup demo test check format docs interop interop-mmseg clean
 
 setup: $(SETUP)
 
@@ -42,11 +43,21 @@ format: $(SETUP)
 docs: $(SETUP)
 	$(BIN)/python -c "import json; from segship.manifest import manifest_json_schema as schema; open('docs/manifest.schema.json', 'w').write(json.dumps(schema(), indent=2, sort_keys=True) + '\n')"
 
-interop: .interop/rembg/.ready .interop/pytorch/.ready .interop/pysodmetrics/.ready
+interop: .interop/rembg/.ready .interop/pytorch/.ready .interop/pysodmetrics/.ready .interop/nnunet/.ready
 
 .interop/%/.ready: benchmarks/interop/%.txt
 	$(PYTHON) -m venv .interop/$*
 	.interop/$*/bin/python -m pip install -q $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX),) -r $<
+	@touch $@
+
+# mmseg runs in one environment with segship: its networks are exported there, and its tester loads packages there.
+interop-mmseg: .interop/mmseg/.ready
+	.interop/mmseg/bin/python benchmarks/mmseg_architectures.py $(if $(MINUTES),--minutes $(MINUTES),) --markdown docs/mmseg-architectures.md
+
+.interop/mmseg/.ready: benchmarks/interop/mmseg.txt constraints.txt pyproject.toml
+	$(PYTHON) -m venv .interop/mmseg
+	.interop/mmseg/bin/python -m pip install -q -c constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX),) -e '.[convert,report]'
+	.interop/mmseg/bin/python -m pip install -q --no-deps -r $<
 	@touch $@
 
 clean:

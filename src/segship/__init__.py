@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from segship.inference.prediction import Prediction
     from segship.inference.predictor import Predictor
     from segship.inference.verify import verify_package as verify
+    from segship.integrations.mmseg_config import write_eval_config as mmseg_eval_config
     from segship.measure.benchmark import benchmark
     from segship.measure.ensemble import ensemble
     from segship.measure.evaluate import evaluate
@@ -46,9 +47,9 @@ _LAZY = {
     "PredictOptions": "segship.inference.outputs:PredictOptions",
     "OutputOptions": "segship.inference.options:OutputOptions",
     "RunOptions": "segship.workflow:RunOptions",
-    "open_package": "segship.package:open_package",
     "CaseOptions": "segship.inference.volume_batch:CaseOptions",
     "TileOptions": "segship.inference.volume_network:TileOptions",
+    "open_package": "segship.package:open_package",
     "export": "segship.convert.export:export",
     "compile": "segship.convert.precision:compile_package",
     "ensemble": "segship.measure.ensemble:ensemble",
@@ -63,26 +64,28 @@ _LAZY = {
     "doctor": "segship.engines.doctor:as_dict",
     "prepare": "segship.verbs:prepare",
     "train": "segship.verbs:train",
+    "mmseg_eval_config": "segship.integrations.mmseg_config:write_eval_config",
 }
 
 __all__ = [
+    "CaseOptions",
     "OutputOptions",
     "Package",
-    "CaseOptions",
     "PredictOptions",
     "Prediction",
     "Predictor",
     "RunOptions",
     "SegshipError",
+    "TileOptions",
     "benchmark",
     "compile",
-    "TileOptions",
     "doctor",
     "ensemble",
     "evaluate",
     "export",
     "inspect",
     "load",
+    "mmseg_eval_config",
     "open_package",
     "predict",
     "prepare",

@@ -28,6 +28,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "doctor": ("segship.cli.inspect", "Engines, devices and precisions of this machine"),
     "prepare": ("segship.cli.data", "Prepare a public data set"),
     "train": ("segship.cli.data", "Train one of the worlds that train here"),
+    "mmseg-eval-config": ("segship.cli.integrations", "Have mmseg's own tools/test.py score a package"),
 }
 INTERRUPTED = 130
 _SAME = "the same command goes on"
@@ -41,7 +42,7 @@ class _Verbs(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in VERBS:
             return None
-        command: click.Command = getattr(importlib.import_module(VERBS[cmd_name][0]), cmd_name)
+        command: click.Command = getattr(importlib.import_module(VERBS[cmd_name][0]), cmd_name.replace("-", "_"))
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -1,0 +1,271 @@
+"""Networks of mmseg that segship does not define itself: built by mmseg from the config's ``model``, weights from the checkpoint.
+
+Needs mmseg, mmengine and mmcv or mmcv-lite; they are imported when `build` is called. What is exported ends at the decode
+head's logits, as with the networks that are defined here; the resizes after them belong to the runtime.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from segship.errors import SourceError
+from segship.families.mmcv_stub import install_stub
+
+INSTALL = "pip install mmsegmentation==1.2.2 mmengine==0.10.7 mmcv-lite==2.1.0 ftfy regex (extra: segship[mmseg])"
+NOT_RUN = ("auxiliary_head.",)
+"""parts of a checkpoint that only training uses"""
+MULTIPLES = (1, 2, 4, 8, 16, 32, 64)
+SAME = 1e-4
+"""of the logits' spread: how far the head's resized logits may lie from what mmseg itself infers"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Built:
+    """A network and what can be learnt of it by running it."""
+
+    network: nn.Module
+    """(N, C, h, w) normalised to the head's logits (N, K, h / stride, w / stride), rounded up"""
+    architecture: str
+    """'FCNHead on HRNet'"""
+    in_channels: int
+    channels: int
+    num_classes: int
+    align_corners: bool
+    threshold: float | None
+    """of a network of one channel"""
+    stride: int
+    size_multiple: int
+    parameters: int
+    test_cfg: dict[str, Any]
+
+
+def missing() -> str | None:
+    """What is not installed, or None where mmseg can be imported."""
+    import importlib.util
+
+    absent = [name for name in ("mmseg", "mmengine", "mmcv") if importlib.util.find_spec(name) is None]
+    return ", ".join(absent) or None
+
+
+def build(model: Mapping[str, Any], state_dict: Mapping[str, Tensor], *, name: str) -> Built:
+    """The segmentor that a config's ``model`` describes, with a checkpoint's weights.
+
+    Raises SourceError where mmseg is not installed, does not build the config, the weights are another network's, or the
+    network cannot stand as one graph (``name`` names the source in messages).
+    """
+    absent = missing()
+    if absent is not None:
+        raise SourceError(f"this network is none that segship defines, and mmseg can only build it where it is installed "
+                          f"({absent} missing): {INSTALL}")  # fmt: skip
+    segmentor = _segmentor(model, name)
+    _load(segmentor, state_dict, name)
+    network = _HeadLogits(_exportable(segmentor)).eval()
+    backbone = model.get("backbone") or {}
+    channels = int(backbone.get("in_channels", 3)) if isinstance(backbone, Mapping) else 3
+    stride, multiple = _probe(network, channels, name)
+    _same_as_mmseg(network, segmentor, channels, multiple, name)
+    head: Any = segmentor.decode_head[-1] if isinstance(segmentor.decode_head, nn.ModuleList) else segmentor.decode_head
+    return Built(
+        network=network,
+        architecture=f"{type(head).__name__} on {type(segmentor.backbone).__name__}",
+        in_channels=channels,
+        channels=int(segmentor.out_channels),
+        num_classes=int(segmentor.num_classes),
+        align_corners=bool(segmentor.align_corners),
+        threshold=float(head.threshold) if segmentor.out_channels == 1 else None,
+        stride=stride,
+        size_multiple=multiple,
+        parameters=sum(parameter.numel() for parameter in network.parameters()),
+        test_cfg=dict(model.get("test_cfg") or {}),
+    )
+
+
+def classes_of(dataset: str) -> tuple[tuple[str, ...], tuple[tuple[int, int, int], ...]] | None:
+    """Class names and colours of one of mmseg's data set classes, 'ADE20KDataset'; None where mmseg is not there or has none."""
+    if missing() is not None:
+        return None
+    install_stub()
+    import mmseg.datasets
+
+    about = getattr(getattr(mmseg.datasets, dataset, None), "METAINFO", {})
+    names, palette = about.get("classes"), about.get("palette")
+    if not names:
+        return None
+    return tuple(names), tuple((int(r), int(g), int(b)) for r, g, b in palette or ())
+
+
+# ------------------------------------------------------------------------------------------------ building
+
+
+def _segmentor(model: Mapping[str, Any], name: str) -> Any:
+    try:
+        install_stub()
+        from mmengine.config import ConfigDict
+        from mmengine.model.utils import revert_sync_batchnorm
+        from mmseg.registry import MODELS
+        from mmseg.utils import register_all_modules
+    except Exception as error:  # ImportError, and AssertionError for versions that do not go together
+        raise SourceError(f"mmseg cannot be imported here ({_line(error)}); {INSTALL}") from error
+    try:
+        with _quiet():
+            register_all_modules(init_default_scope=True)
+            built = MODELS.build(ConfigDict(without_training(model)))
+            return revert_sync_batchnorm(built).eval()
+    except Exception as error:  # mmseg raises whatever its parts raise
+        raise SourceError(
+            f"mmseg cannot build the config of {name} ({_line(error)}); check it with mmseg itself"
+        ) from error
+
+
+def without_training(model: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of a config's ``model`` that fetches no weights and has no part that only training uses."""
+    found = _no_initialisation(copy.deepcopy(dict(model)))
+    assert isinstance(found, dict)
+    found.pop("auxiliary_head", None)
+    return found | {"train_cfg": None, "data_preprocessor": {"type": "SegDataPreProcessor"}}
+
+
+def _no_initialisation(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        fetched = ("init_cfg", "pretrained")
+        return {key: None if key in fetched else _no_initialisation(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_no_initialisation(item) for item in value)
+    return value
+
+
+def _load(segmentor: nn.Module, state_dict: Mapping[str, Tensor], name: str) -> None:
+    """The weights into the network. SourceError naming what differs."""
+    given = {key: value for key, value in state_dict.items() if not key.startswith(NOT_RUN)}
+    own = segmentor.state_dict()
+    # SyncBN and others count batches; a checkpoint without the counters is as good.
+    absent = [key for key in own if key not in given and not key.endswith("num_batches_tracked")]
+    unknown = [key for key in given if key not in own]
+    shapes = [key for key in own if key in given and own[key].shape != given[key].shape]
+    if absent or unknown or shapes:
+        told = [f"{len(absent)} missing ({absent[0]})"] * bool(absent)
+        told += [f"{len(unknown)} unknown ({unknown[0]})"] * bool(unknown)
+        if shapes:
+            key = shapes[0]
+            told.append(
+                f"{len(shapes)} of another shape ({key}: {tuple(given[key].shape)}, not {tuple(own[key].shape)})"
+            )
+        raise SourceError(
+            f"{name} is no checkpoint of this config's network: {', '.join(told)}; give the config it was trained with"
+        )
+    segmentor.load_state_dict(given, strict=False)
+
+
+class ScaledUpsample(nn.Module):
+    """mmseg's Upsample with its factor left in the graph.
+
+    mmseg computes whole output sizes in Python, and an exporter writes those of its example into the graph: at any other
+    size the result is resized to the example's size first and is wrong without a word.
+    """
+
+    def __init__(self, factor: float | tuple[float, ...], mode: str, align_corners: bool | None) -> None:
+        super().__init__()
+        self.factor, self.mode, self.align_corners = factor, mode, align_corners
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.interpolate(x, scale_factor=self.factor, mode=self.mode, align_corners=self.align_corners)
+
+
+def _exportable(segmentor: nn.Module) -> nn.Module:
+    """The segmentor with every Upsample replaced that has a factor and no size of its own; in place."""
+    from mmseg.models.utils import Upsample
+
+    for parent in list(segmentor.modules()):
+        for key, child in list(parent.named_children()):
+            if isinstance(child, Upsample) and not child.size and child.scale_factor:
+                setattr(parent, key, ScaledUpsample(child.scale_factor, child.mode, child.align_corners))
+    return segmentor
+
+
+class _HeadLogits(nn.Module):
+    """From a normalised picture to the last decode head's logits, at the head's own stride."""
+
+    def __init__(self, segmentor: nn.Module) -> None:
+        super().__init__()
+        self.segmentor = segmentor
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = self.segmentor(x, mode="tensor")
+        while isinstance(found, list | tuple):  # a head with further outputs for its loss gives the logits first
+            found = found[0]
+        logits: Tensor = found
+        return logits
+
+
+# ------------------------------------------------------------------------------------------- learning of it
+
+
+def _probe(network: nn.Module, channels: int, name: str) -> tuple[int, int]:
+    """(stride, multiple): the smallest multiple of both sides that the network takes and answers at one stride."""
+    reason = "no size was taken"
+    for multiple in MULTIPLES:
+        height, width = (multiple * _odd(least, multiple) for least in (97, 131))
+        try:
+            with torch.inference_mode(), _quiet():
+                shape = network(torch.zeros(1, channels, height, width)).shape
+        except Exception as error:  # whatever the network's own size checks raise
+            reason = _line(error)
+            continue
+        stride = max(1, round(height / shape[2])) if len(shape) == 4 and shape[2] else 1
+        if len(shape) == 4 and tuple(shape[2:]) == (-(-height // stride), -(-width // stride)):
+            return stride, multiple
+        reason = f"{height}x{width} gives {tuple(shape)}"
+    raise SourceError(
+        f"the network of {name} does not run at any size that was tried ({reason}); check it with mmseg itself"
+    )
+
+
+def _odd(least: int, multiple: int) -> int:
+    """The odd factor that brings ``multiple`` to ``least`` or a little more, so that no larger multiple is tried by chance."""
+    return -(-least // multiple) | 1
+
+
+def _same_as_mmseg(network: nn.Module, segmentor: Any, channels: int, multiple: int, name: str) -> None:
+    """Hold the head's resized logits against mmseg's own inference. SourceError where one graph cannot say the same."""
+    size = tuple(multiple * _odd(least, multiple) for least in (97, 131))
+    x = torch.randn(1, channels, *size, generator=torch.Generator().manual_seed(0))
+    meta = {"img_shape": size, "ori_shape": size, "pad_shape": size, "padding_size": [0, 0, 0, 0]}
+    try:
+        with torch.inference_mode(), _quiet():
+            theirs = segmentor.encode_decode(x, [meta])
+            again = segmentor.encode_decode(x, [meta])
+            ours = functional.interpolate(
+                network(x), size=theirs.shape[2:], mode="bilinear", align_corners=bool(segmentor.align_corners)
+            )
+    except Exception as error:
+        raise SourceError(
+            f"mmseg cannot run the network of {name} ({_line(error)}); check it with mmseg itself"
+        ) from error
+    spread = max(float(theirs.std()), 1e-6)
+    if float((theirs - again).abs().max()) > SAME * spread:
+        raise SourceError(
+            f"the network of {name} draws random numbers and answers differently each time; no graph can hold it"
+        )
+    if ours.shape != theirs.shape or float((theirs - ours).abs().max()) > SAME * spread:
+        raise SourceError(
+            f"in {name} mmseg does more in inference than the head's logits hold (a loop or a rule of its own); no single graph "
+            "can stand for it"
+        )
+
+
+def _quiet() -> warnings.catch_warnings[None]:
+    """mmseg's warnings about losses and initialisation say nothing to who exports."""
+    return warnings.catch_warnings(action="ignore")
+
+
+def _line(error: BaseException) -> str:
+    lines: Iterator[str] = (line.strip() for line in str(error).splitlines())
+    return f"{type(error).__name__}: {next((line for line in lines if line), '')[:200]}"
