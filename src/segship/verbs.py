@@ -47,11 +47,6 @@ def predict(
     from segship.inference.batch import predict_files
     from segship.inference.images import find_inputs
     from segship.inference.outputs import PredictOptions
-
-    options = options or PredictOptions()
-    paths = find_inputs(given)
-    with Predictor.open(opened, precision=precision, batch=options.batch or BATCH, **engine) as predictor:
-        return predict_files(predictor, paths, Path(output), options, progress)
     from segship.inference.volume_batch import CaseOptions, predict_cases
     from segship.inference.volume_predictor import VolumePredictor
 
@@ -65,6 +60,11 @@ def predict(
             return predict_cases(cases, given, Path(output), options, progress)
     if isinstance(options, CaseOptions):
         raise UsageError("this package takes pictures; give PredictOptions (segship.inference.outputs)")
+    options = options or PredictOptions()
+    paths = find_inputs(given)
+    with Predictor.open(opened, precision=precision, batch=options.batch or BATCH, **engine) as predictor:
+        return predict_files(predictor, paths, Path(output), options, progress)
+
 
 def inspect(package: Package | Path | str) -> dict[str, Any]:
     """What a package says of itself, as plain data. No engine is imported. Raises PackageError."""

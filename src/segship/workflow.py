@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from segship.datasets import Case, Dataset, divide_by_pixels, open_dataset, recognise_layout
+from segship.datasets import Case, Dataset, default_split, divide_by_pixels, open_dataset, recognise_layout
 from segship.engines import get_engine
 from segship.errors import BarMissed, DatasetError, OutputError, PrecisionMissing, SegshipError, UsageError
 from segship.inference.images import find_inputs
@@ -145,9 +145,12 @@ def _divide(options: RunOptions, folder: _Folder, say: Say) -> tuple[Dataset | N
             raise
         find_inputs([options.data])  # an empty folder is said now, not after the export
         return None, options.calibrate, ["the data has no masks that segship reads: accuracy was not measured"]
-    whole = open_dataset(options.data, layout, options.split)
+    own = default_split(options.data, layout)
+    whole = open_dataset(options.data, layout, options.split or own)
     if options.calibrate is not None:
         return whole, options.calibrate, []
+    if own is not None and options.split is None:
+        return whole, *_training_side(options.data, layout, own)
     if options.split is not None:
         rest = open_dataset(options.data, options.layout, options.split, part="training")
         return whole, _keep_calibration(rest, folder, say), []
@@ -159,6 +162,15 @@ def _divide(options: RunOptions, folder: _Folder, say: Say) -> tuple[Dataset | N
     say(f"data divided by a hash of each image: {len(calibration.ids)} to calibrate on, {len(evaluation.ids)} to score")
     note = f"the data was divided by a hash of each image: {len(evaluation.ids)} of {len(whole.ids)} cases are scored"
     return evaluation, _keep_calibration(calibration, folder, say), [note]
+
+
+def _training_side(data: Path, layout: str, split: str) -> tuple[Path | None, list[str]]:
+    """Where to calibrate of a data set that divides itself: the data set, whose training cases are taken there."""
+    try:
+        open_dataset(data, layout, split, part="training")
+    except DatasetError as error:
+        return None, [f"nothing to calibrate on: {error}"]
+    return data, []
 
 
 def _keep_calibration(dataset: Dataset, folder: _Folder, say: Say) -> Path:
@@ -207,12 +219,12 @@ def _export(source: Path, options: RunOptions, folder: _Folder, say: Say, progre
     for warning in result.warnings:
         say(f"warning: {warning}")
     folder.finished("export", key)
+    bring_previous(options.family_options.get("previous_stage"), folder.path)
     return result.package
 
 
 def _compile(
     package: Package,
-    bring_previous(options.family_options.get("previous_stage"), folder.path)
     options: RunOptions,
     data: Dataset | None,
     calibration: Path | None,
@@ -370,6 +382,7 @@ def _benchmark(
         device=[options.device],
         threads=[options.threads],
         iterations=options.iterations,
+        duration_s=WINDOW_SECONDS if volumes else None,
         repeat=options.repeat,
         progress=progress,
     ).as_dict()
@@ -382,7 +395,6 @@ def _others(own: str) -> tuple[str, ...]:
     names = [name for name in ("onnxruntime", "pytorch") if name != own]
     return tuple(name for name in names if get_engine(name).availability().version is not None)
 
-        duration_s=WINDOW_SECONDS if volumes else None,
 
 def require_data(path: Path | None) -> Path:
     """The data folder or archive. Raises UsageError when it is not there."""

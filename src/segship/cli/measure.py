@@ -167,6 +167,10 @@ def score(
     "--repeat", type=click.IntRange(1), default=3, show_default=True, help="Turns each, interleaved: A B C A B C …"
 )
 @click.option("--files/--network-only", default=True, show_default=True, help="Also time files -> masks.")
+@click.option(
+    "--step-size", "-step_size", type=click.FloatRange(0, 1, min_open=True), help="Volumes: the windows' step."
+)
+@click.option("--disable-tta", "--no-tta", "--disable_tta", is_flag=True, help="Volumes: no mirroring.")
 @click.option("--cache-dir", type=click.Path(file_okay=False), default=None)
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the result as JSON to this file.")
 @with_output
@@ -174,6 +178,8 @@ def benchmark(
     package: str,
     inputs: tuple[str, ...],
     threads: tuple[int, ...] | None,
+    step_size: float | None,
+    disable_tta: bool,
     output: Path | None,
     as_json: bool,
     quiet: bool,
@@ -185,6 +191,11 @@ def benchmark(
     Of volumes a batch is one of windows, and one case (the first of --inputs, or the golden sample) is timed whole.
     """
     from segship.measure.benchmark import benchmark as run_benchmark
+
+    if step_size is not None or disable_tta:
+        from segship.inference.volume_network import TileOptions
+
+        rest["tiles"] = TileOptions(step_size=step_size, mirror=not disable_tta)
 
     with progress_bar(quiet, unit="turn") as progress:
         result = run_benchmark(package, list(inputs) or None, threads=threads or (None,), progress=progress, **rest)
@@ -211,14 +222,3 @@ def report(run_dir: Path, as_json: bool, quiet: bool, verbose: bool) -> None:
         print_json({"report": str(path)})
     elif not quiet:
         click.echo(str(path))
-@click.option(
-    "--step-size", "-step_size", type=click.FloatRange(0, 1, min_open=True), help="Volumes: the windows' step."
-)
-@click.option("--disable-tta", "--no-tta", "--disable_tta", is_flag=True, help="Volumes: no mirroring.")
-    step_size: float | None,
-    disable_tta: bool,
-    if step_size is not None or disable_tta:
-        from segship.inference.volume_network import TileOptions
-
-        rest["tiles"] = TileOptions(step_size=step_size, mirror=not disable_tta)
-

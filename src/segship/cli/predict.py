@@ -135,8 +135,8 @@ def predict(
     if probabilities and probability_images:
         raise UsageError("choose one of --save-probabilities (npz) and --probability-images (PNG)")
     wanted = [*inputs, *more_inputs]
-    if not wanted:
     rest["part_id"] = _part_id(rest["num_parts"], rest["part_id"])
+    if not wanted:
         raise UsageError("name at least one image, folder or pattern: segship predict PACKAGE INPUT... -o FOLDER")
     engine = {k: rest.pop(k) for k in ("engine", "device", "threads", "streams", "cache_dir")}
     limits = replace(DEFAULT_LIMITS, **{k: v for k, v in (("max_pixels", max_pixels), ("max_bytes", max_bytes)) if v})
@@ -180,7 +180,6 @@ def predict(
     return _say(summary, out, as_json, quiet)
 
 
-def _say(summary: PredictSummary, out: str, as_json: bool, quiet: bool, unit: str = "images") -> int:
 def _part_id(num_parts: int, part_id: int | None) -> int:
     """Part 0 of one; of several the part has to be named, or the others would be left out in silence."""
     if part_id is None and num_parts > 1:
@@ -190,6 +189,7 @@ def _part_id(num_parts: int, part_id: int | None) -> int:
     return part_id or 0
 
 
+def _say(summary: PredictSummary, out: str, as_json: bool, quiet: bool, unit: str = "images") -> int:
     """Print how the run ended; the exit code."""
     if as_json:
         print_json(summary.as_dict())

@@ -115,11 +115,11 @@ def render(data: Mapping[str, Any]) -> str:
             "signed": story.signed,
             "short": _short,
             "rate": story.rate_text,
+            "seconds": story.seconds_text,
             "share": story.share_text,
             "percent": story.percent_text,
             "agreement": story.agreement_text,
             "small": story.small_text,
-            "seconds": story.seconds_text,
         }
     )
     source = resources.files("segship.measure").joinpath(TEMPLATE).read_text(encoding="utf-8")
