@@ -121,6 +121,24 @@ class ResizeKeepRatio(_Strict):
     method: ImageResize
 
 
+class ResizeByFactor(_Strict):
+    """Resize an image to ``factor`` times its size; sides round half up.
+
+    ``keep_ratio``: what results is a size to fit into with the ratio kept, which may take a pixel off one side (mmcv's rule).
+    """
+
+    step: Literal["resize_by_factor"] = "resize_by_factor"
+    factor: float = Field(gt=0)
+    keep_ratio: bool
+    method: ImageResize
+
+
+class Mirror(_Strict):
+    """Mirror an image left to right; its answers are mirrored back."""
+
+    step: Literal["mirror"] = "mirror"
+
+
 class Normalize(_Strict):
     """``(x - subtract[c]) * multiply[c]`` per channel, subtraction first, one rounding each.
 
@@ -260,6 +278,8 @@ class PreviousStageChannels(_Strict):
 Step = Annotated[
     Resize
     | ResizeKeepRatio
+    | ResizeByFactor
+    | Mirror
     | Normalize
     | Divide
     | DivideByMaximum
@@ -296,6 +316,11 @@ class Network(_Strict):
     input_channels: PositiveInt
     size: tuple[PositiveInt, ...] | None = Field(description="fixed spatial size; None when it may vary")
     size_multiple: tuple[PositiveInt, ...] = Field(description="every spatial size must be a multiple of this")
+    check_size: tuple[PositiveInt, PositiveInt] | None = Field(
+        default=None,
+        description="pictures of any size: (height, width) that the golden sample is brought to where the package is proved "
+        "and verified, because the size that it works at would take minutes",
+    )
     outputs: tuple[Output, ...] = Field(min_length=1, description="the first is the answer; others are for inspection")
     members: tuple[str, ...] = Field(
         min_length=1, description="ensemble members by name: ('model',) or ('fold0', 'fold1')"
@@ -385,12 +410,24 @@ class Decode(_Strict):
     decision: Decision
     restore_what: Literal["logits", "probabilities", "decision"]
     restore_method: ImageResize | VolumeResample
+    restore_path: Literal["direct", "by-input-size"] = Field(
+        default="direct",
+        description="pictures, where the output is coarser than the input. direct: to the picture's own size at once. "
+        "by-input-size: to the network's input size first, then on (mmseg's two interpolations)",
+    )
     restore_order: int = Field(default=1, ge=0, le=5)
     restore_order_z: int = Field(default=0, ge=0, le=5, description="volumes: along a separate axis")
     restore_separate_z: Literal["auto", "always", "never"] = Field(
         default="auto", description="volumes: whether the coarsest axis is resampled apart"
     )
     anisotropy_threshold: float = Field(default=3.0, gt=1, description="volumes: what counts as coarse for 'auto'")
+
+
+class Augmentation(_Strict):
+    """Views of a picture whose probabilities are averaged where test-time augmentation is asked for."""
+
+    ratios: tuple[Annotated[float, Field(gt=0)], ...] = Field(min_length=1, description="sizes of the views")
+    mirror: bool = Field(description="each size also mirrored left to right")
 
 
 class KeepLargest(_Strict):
@@ -569,6 +606,7 @@ class Recipe(_Strict):
     preprocess: tuple[Step, ...]
     network: Network
     tiling: Tiling | None = None
+    augmentation: Augmentation | None = Field(default=None, description="never used unless it is asked for")
     decode: Decode
     postprocess: tuple[Postprocess, ...] = ()
     previous_stage: PreviousStage | None = None

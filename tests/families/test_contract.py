@@ -45,7 +45,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A paired data set, and further pictures to calibrate on, cut from the bundled sample."""
     root = tmp_path_factory.mktemp("pictures")
     whole = cv2.imdecode(np.frombuffer(bundled_sample(), np.uint8), cv2.IMREAD_COLOR)
-    for folder in ("data/images", "data/masks", "training"):
+    for folder in ("data/images", "data/masks", "classes/img_dir", "classes/ann_dir", "training"):
         (root / folder).mkdir(parents=True)
     for index in range(12):
         part = whole[3 * index : 3 * index + 80, 5 * index : 5 * index + 100]
@@ -55,7 +55,15 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
         else:
             cv2.imwrite(str(root / "data/images" / f"{index}.png"), part)
             cv2.imwrite(str(root / "data/masks" / f"{index}.png"), np.uint8(255) * (part[..., 1] > 60).astype(np.uint8))
+            cv2.imwrite(str(root / "classes/img_dir" / f"{index}.png"), part)
+            cv2.imwrite(str(root / "classes/ann_dir" / f"{index}.png"), part[..., 1] // 64)
     return root
+
+
+def scored(made: Made, pictures: Path) -> Path:
+    """The data set that fits a family: a mask a picture, or one class number a pixel."""
+    exclusive = made.source.recipe.decode.decision.rule == "argmax"
+    return pictures / ("classes" if exclusive else "data")
 
 
 @pytest.fixture(scope="session", params=FAMILIES)
@@ -190,7 +198,9 @@ def test_the_packages_own_golden_sample(made: Made) -> None:
     assert all(row.passed for row in verify_package(made.package.path))
 
 
-def test_folding_the_normalisation_changes_no_answer(made: Made, pictures: Path, tmp_path: Path) -> None:
+def test_folding_the_normalisation_changes_no_answer(
+    made: Made, expected: parity.Reference, pictures: Path, tmp_path: Path
+) -> None:
     if made.source.recipe.preprocess[-1].step not in ("normalize", "divide"):
         with pytest.raises(UsageError, match="no normalisation that could be folded"):
             compile_package(made.package, "fp16", fold_normalization=True, output=tmp_path / "folded.segship")
@@ -208,7 +218,7 @@ def test_folding_the_normalisation_changes_no_answer(made: Made, pictures: Path,
         result.package,
         "int8",
         calibrate=pictures / "training",
-        dynamic_range=(-0.01, 0.01),
+        dynamic_range=(float(expected.prepared.x.min()), float(expected.prepared.x.max())),
         output=tmp_path / "b.segship",
     )
     assert again.variant.quantization is not None
@@ -220,7 +230,7 @@ def test_folding_the_normalisation_changes_no_answer(made: Made, pictures: Path,
 def test_the_gate_measures_and_is_fail_closed(made: Made, pictures: Path, tmp_path: Path) -> None:
     out = tmp_path / "gated.segship"
     engine = "onnxruntime" if "onnxruntime" in checking_engines(None, "int8") else None  # it opens graphs quickest
-    common = {"calibrate": pictures / "training", "validate": pictures / "data", "output": out, "engine": engine}
+    common = {"calibrate": pictures / "training", "validate": scored(made, pictures), "output": out, "engine": engine}
     result = compile_package(made.package, "int8", max_drop=0.5, **common)
     assert result.gate is not None
     assert result.variant.drop is not None
@@ -250,7 +260,7 @@ def test_calibrating_on_evaluation_pictures_is_refused(made: Made, pictures: Pat
     cv2.imwrite(str(copies / "renamed.bmp"), whole)
     with pytest.raises(DatasetError, match=r"renamed\.bmp"):
         compile_package(
-            made.package, "int8", calibrate=copies, validate=pictures / "data", output=tmp_path / "n.segship"
+            made.package, "int8", calibrate=copies, validate=scored(made, pictures), output=tmp_path / "n.segship"
         )
     assert not (tmp_path / "n.segship").exists()
 

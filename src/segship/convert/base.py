@@ -100,7 +100,7 @@ class Base:
             checks.temporary_package(manifest, dict(files)) as package,
             Predictor.open(package, engine=engine, cache_dir=package.path / ".cache") as predictor,
         ):
-            stages = predictor.trace(golden.input_bytes)
+            stages = predictor.golden_trace(golden.input_bytes)
         tolerance = max(get_engine(name).TOLERANCE["fp32"] for name in checks.checking_engines(None, "fp32"))
         kept = parity.golden_stages(stages, manifest, tolerance)
         return golden_files(golden.input_name, golden.input_bytes, golden.bundled, kept)

@@ -13,7 +13,7 @@ from typing import Any
 from segship.engines import engine_names, get_engine
 from segship.engines.processor import processor
 from segship.errors import EngineMissing, OutputError, PackageError, UsageError
-from segship.manifest import Manifest, Recipe, Resize
+from segship.manifest import Manifest, Recipe, Resize, ResizeKeepRatio, Step
 from segship.package import MANIFEST, Package, write_package
 
 TOOLS = ("numpy", "opencv-python-headless", "openvino", "onnxruntime", "torch", "onnx", "onnxscript", "nncf")
@@ -58,22 +58,32 @@ def with_size(recipe: Recipe, height: int, width: int) -> Recipe:
             f"input size {height}x{width}: the network takes multiples of {multiple[0]}x{multiple[1]}; use "
             f"{-(-height // multiple[0]) * multiple[0]}x{-(-width // multiple[1]) * multiple[1]}"
         )
-    steps = tuple(
-        step.model_copy(update={"height": height, "width": width}) if isinstance(step, Resize) else step
-        for step in recipe.preprocess
-    )
+    steps = tuple(_resized(step, height, width) for step in recipe.preprocess)
     size = None if recipe.network.size is None else (height, width)
     network = recipe.network.model_copy(update={"size": size})
     return recipe.model_copy(update={"preprocess": steps, "network": network})
 
 
+def _resized(step: Step, height: int, width: int) -> Step:
+    if isinstance(step, Resize):
+        return step.model_copy(update={"height": height, "width": width})
+    if isinstance(step, ResizeKeepRatio):
+        return step.model_copy(update={"long_side": max(height, width), "short_side": min(height, width)})
+    return step
+
+
 def network_size(recipe: Recipe) -> tuple[int, int]:
-    """(height, width) that the recipe feeds the network with. PackageError where every picture has its own."""
+    """(height, width) that the recipe feeds the network with, or a lying picture where the ratio is kept.
+
+    PackageError where every picture has its own.
+    """
     if recipe.network.size is not None and len(recipe.network.size) == 2:
         return recipe.network.size[0], recipe.network.size[1]
     for step in reversed(recipe.preprocess):
         if isinstance(step, Resize):
             return step.height, step.width
+        if isinstance(step, ResizeKeepRatio):
+            return step.short_side, step.long_side
     raise PackageError(f"package '{recipe.name}' brings pictures to no one size; give --input-size")
 
 

@@ -19,6 +19,7 @@ from segship.errors import InputError, UsageError
 from segship.families import Source, load_source
 from segship.inference.predictor import Predictor
 from segship.inference.preprocess import prepare
+from segship.inference.views import check_recipe
 from segship.manifest import Executed, Manifest, Recipe
 from segship.package import Package, golden_files, sha256_bytes, write_package
 
@@ -100,7 +101,7 @@ def export(
     if shape == "dynamic":
         taken = free_size(taken)
     names, left_out = able(taken, names, engines)
-    expected = parity.reference(taken.network, taken.recipe, picture, picture_name)
+    expected = parity.reference(taken.network, check_recipe(taken.recipe), picture, picture_name)
     steps.next("converting to ONNX")
     model, batch, about_batch = convert(taken, batch)
     graph = onnx_graph.serialise(model)
@@ -209,8 +210,8 @@ def _prove(
             tolerance = get_engine(name).TOLERANCE["fp32"]
             cache = package.path / ".cache"
             with Predictor.open(package, engine=name, cache_dir=cache, profile=True) as predictor:
-                rows += parity.compare_trace(name, expected, predictor.trace(picture), tolerance, source.recipe)
-                for label, x in _further_inputs(source.recipe, expected, picture):
+                rows += parity.compare_trace(name, expected, predictor.golden_trace(picture), tolerance, source.recipe)
+                for label, x in _further_inputs(check_recipe(source.recipe), expected, picture):
                     rows += _compare_network(source, predictor, name, label, x, tolerance)
                 executed.append(_executed(predictor, expected.prepared.x[None]))
     return rows, executed

@@ -17,6 +17,7 @@ from segship.families.onnx_source import OnnxNetwork
 from segship.inference.images import read_image
 from segship.inference.prediction import Prediction, decode
 from segship.inference.preprocess import Prepared, apply_step, prepare
+from segship.inference.windows import run_picture
 from segship.manifest import Argmax, Divide, DivideByMaximum, Normalize, Recipe, Regions, Saliency, Threshold
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ def reference(network: nn.Module | OnnxNetwork, recipe: Recipe, picture: Any, na
     assert recipe.input.kind == "image"
     image = read_image(picture, recipe.input, name=name)
     prepared = prepare(image, recipe)
-    outputs = tuple(output[0] for output in run_source(network, prepared.x[None]))
+    outputs = run_picture(lambda x: run_source(network, x), prepared.x, recipe)
     return Reference(
         pixels=image.pixels, prepared=prepared, outputs=outputs, prediction=decode(outputs, prepared, recipe)
     )

@@ -34,7 +34,7 @@ from segship.manifest import Recipe
 if TYPE_CHECKING:
     from torch import nn
 
-BUILT_IN = ("unetplusplus", "u2net", "nnunet")
+BUILT_IN = ("unetplusplus", "u2net", "nnunet", "unet3d_mlperf", "mmseg")
 
 OptionValue = str | int | float | bool | tuple[int, ...] | tuple[float, ...] | None
 

@@ -4,7 +4,8 @@ Three ways in, tried in this order:
 
 1. ``torch.load(weights_only=True)``.
 2. A restricted unpickler whose allow-list stands below by name (numpy scalars, argparse.Namespace … beside
-   tensors); anything else is ``UnsafePickle`` with the refused name and the flag that overrides it.
+   tensors); anything else is ``UnsafePickle`` with the refused name and the flag that overrides it. In the training
+   checkpoints of OpenMMLab, which hold the state of their hooks, what is not on the list becomes an empty placeholder.
 3. TorchScript archives: the weights are read from the zip, objects become inert holders of their attributes,
    the program inside is kept as text and never run.
 """
@@ -20,7 +21,7 @@ import types
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -34,7 +35,11 @@ RUN_FOLDER_FILE = "model.pth"
 SIDE_FILES = ("config.yml", "segship.yml", "args.pkl")
 MAX_BYTES = 8 << 30
 MAX_CODE_BYTES = 4 << 20
-WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network")
+OPENMMLAB = ("mmengine.", "mmcv.", "mmseg.")
+"""modules whose objects stand in the training checkpoints of MMSegmentation"""
+WRAPPERS = (
+    "state_dict", "model_state_dict", "best_model_state_dict", "last_model_state_dict", "model", "net", "network"
+)  # fmt: skip
 PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
 """DataParallel, torch.compile, and what Lightning modules commonly call their network"""
 
@@ -85,6 +90,12 @@ class Checkpoint:
     """those of SIDE_FILES that lie beside the weights"""
     code: str = ""
     """a TorchScript archive's program as text, for families to read; never run"""
+    others: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
+    """further state dicts of the same file by the key they stood under: of the last epoch beside the best …"""
+    about: Mapping[str, str | int | float | bool] = field(default_factory=dict)
+    """plain values that stand beside the tensors: epoch, scores, seed …"""
+    meta: Mapping[str, Any] = field(default_factory=dict)
+    """plain values of an entry ``meta`` beside the tensors, nested: config text, class names …"""
 
     def record(self) -> dict[str, Any]:
         """For provenance: content and way of reading, no path of this machine."""
@@ -111,14 +122,23 @@ def open_checkpoint(path: Path | str, *, trust_pickle: bool = False) -> Checkpoi
         read_by = "TorchScript"
     else:
         loaded, read_by = _load_pickle(file, trust_pickle)
-    tensors, wrapper = _find_tensors(loaded, file)
+    tensors, wrapper, beside = _find_tensors(loaded, file)
     state_dict, prefix = _without_prefix(tensors)
     _check_sizes(file, state_dict)
     side_files = {name: file.parent / name for name in SIDE_FILES if (file.parent / name).is_file()}
     return Checkpoint(
         path=file, given=given, sha256=digest, state_dict=state_dict, wrapper=wrapper, prefix=prefix, read_by=read_by,
-        side_files=side_files, code=code,
+        side_files=side_files, code=code, others=_other_states(beside, wrapper.rsplit(".", 1)[-1]), about=_plain_values(beside),
+        meta=_plain_meta(beside.get("meta")),
     )  # fmt: skip
+
+
+def take_other(checkpoint: Checkpoint, key: str) -> Checkpoint:
+    """The same file with the state dict that stands under ``key``. KeyError where there is none."""
+    state_dict, prefix = _without_prefix(dict(checkpoint.others[key]))
+    others = {**checkpoint.others, checkpoint.wrapper: checkpoint.state_dict}
+    del others[key]
+    return replace(checkpoint, state_dict=state_dict, prefix=prefix, wrapper=key, others=others)
 
 
 # ----------------------------------------------------------------------------------------- finding the file
@@ -246,12 +266,23 @@ def _load_pickle(file: Path, trust: bool) -> tuple[Any, str]:
     try:
         return _torch_load(file, weights_only=False, pickle_module=_restricted()), "restricted unpickler"
     except UnsafePickle as error:
+        if str(error).startswith(OPENMMLAB):
+            return _load_inert(file)
         raise UnsafePickle(
             f"{file} wants to run '{error}', which tensors do not need; save `model.state_dict()` instead, "
             "or pass --trust-pickle if you know who made the file"
         ) from None
     except Exception as error:
         raise _unreadable(file, error) from error
+
+
+def _load_inert(file: Path) -> tuple[Any, str]:
+    """What `_RestrictedUnpickler` refuses becomes a placeholder that holds nothing and does nothing."""
+    try:
+        content = _torch_load(file, weights_only=False, pickle_module=_restricted(_InertUnpickler))
+    except Exception as error:  # pickle raises nearly anything on hostile bytes
+        raise _unreadable(file, error) from error
+    return content, "restricted unpickler, the rest left inert"
 
 
 def _torch_load(file: Path, **options: Any) -> Any:
@@ -284,14 +315,37 @@ class _RestrictedUnpickler(pickle.Unpickler):
         raise UnsafePickle(full)
 
 
-def _restricted() -> types.ModuleType:
+class _Placeholder:
+    """Stands for an object whose class is not on the list. It takes whatever a pickle does to it and keeps none of it."""
+
+    def __new__(cls, *_: Any, **__: Any) -> _Placeholder:
+        return object.__new__(cls)
+
+    def __init__(self, *_: Any, **__: Any) -> None: ...
+    def __setstate__(self, _: Any) -> None: ...
+    def __setitem__(self, _: Any, __: Any) -> None: ...
+    def append(self, _: Any) -> None: ...
+    def extend(self, _: Any) -> None: ...
+    def __call__(self, *_: Any, **__: Any) -> _Placeholder:
+        return self
+
+
+class _InertUnpickler(_RestrictedUnpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        try:
+            return super().find_class(module, name)
+        except UnsafePickle:
+            return type("Placeholder", (_Placeholder,), {})
+
+
+def _restricted(unpickler: type[_RestrictedUnpickler] = _RestrictedUnpickler) -> types.ModuleType:
     """A stand-in for the pickle module, as torch.load takes one."""
     module = types.ModuleType("segship_restricted_pickle")
 
     def load(stream: Any, **options: Any) -> Any:
-        return _RestrictedUnpickler(stream, **options).load()
+        return unpickler(stream, **options).load()
 
-    module.Unpickler = _RestrictedUnpickler  # type: ignore[attr-defined]
+    module.Unpickler = unpickler  # type: ignore[attr-defined]
     module.load = load  # type: ignore[attr-defined]
     module.UnpicklingError = pickle.UnpicklingError  # type: ignore[attr-defined]
     return module
@@ -384,9 +438,10 @@ def _attributes(item: Any, name: str, depth: int) -> Iterator[tuple[str, Tensor]
 # ------------------------------------------------------------------------------------- down to the tensors
 
 
-def _find_tensors(loaded: Any, file: Path) -> tuple[dict[str, Tensor], str]:
-    """The mapping of names to tensors inside the usual wrappers, and the keys it stood under."""
+def _find_tensors(loaded: Any, file: Path) -> tuple[dict[str, Tensor], str, Mapping[Any, Any]]:
+    """The mapping of names to tensors inside the usual wrappers, the keys it stood under, and what stands beside it."""
     wrapper: list[str] = []
+    beside: Mapping[Any, Any] = {}
     for _ in range(4):
         if isinstance(loaded, nn.Module):
             loaded = loaded.state_dict()
@@ -396,14 +451,44 @@ def _find_tensors(loaded: Any, file: Path) -> tuple[dict[str, Tensor], str]:
         inner = next((k for k in WRAPPERS if isinstance(loaded.get(k), Mapping | nn.Module)), None)
         if inner is None:
             if tensors:
-                return tensors, ".".join(wrapper)
+                return tensors, ".".join(wrapper), beside
             break
         wrapper.append(inner)
+        beside = loaded
         loaded = loaded[inner]
     found = ", ".join(str(k) for k in list(loaded)[:5]) if isinstance(loaded, Mapping) else f"a {type(loaded).__name__}"
     raise SourceError(
         f"{file} holds no named tensors: looked for a state dict, bare or under {'/'.join(WRAPPERS)}, found {found}"
     )
+
+
+def _other_states(beside: Mapping[Any, Any], taken: str) -> dict[str, dict[str, Tensor]]:
+    names = [name for name in WRAPPERS if name != taken and isinstance(beside.get(name), Mapping)]
+    states = {
+        name: {k: v.detach() for k, v in beside[name].items() if isinstance(k, str) and isinstance(v, Tensor)}
+        for name in names
+    }
+    return {name: state for name, state in states.items() if state}
+
+
+def _plain_values(beside: Mapping[Any, Any]) -> dict[str, str | int | float | bool]:
+    return {k: v for k, v in beside.items() if isinstance(k, str) and isinstance(v, str | int | float | bool)}
+
+
+def _plain_meta(meta: Any) -> dict[str, Any]:
+    found = _plain(meta, 0)
+    return found if isinstance(found, dict) else {}
+
+
+def _plain(value: Any, depth: int) -> Any:
+    """Numbers, words, and lists and mappings of them; None in the place of anything else."""
+    if isinstance(value, str | int | float | bool):
+        return value
+    if depth < 8 and isinstance(value, list | tuple):
+        return [_plain(item, depth + 1) for item in value]
+    if depth < 8 and isinstance(value, Mapping):
+        return {key: _plain(item, depth + 1) for key, item in value.items() if isinstance(key, str)}
+    return None
 
 
 def _without_prefix(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], str]:

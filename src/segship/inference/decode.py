@@ -14,6 +14,7 @@ from __future__ import annotations
 import numpy as np
 
 from segship.errors import PackageError
+from segship.inference.bands import restored_bands
 from segship.inference.preprocess import Frame, restore
 from segship.manifest import Argmax, Decode, Label, Recipe, Regions, Saliency, Threshold
 
@@ -58,11 +59,11 @@ def scores_on_grid(raw: np.ndarray, decode: Decode, frame: Frame | None, activat
     if frame is None:
         return activate(raw, activation)
     if decode.restore_what == "logits":
-        return activate(restore(raw, frame, decode.restore_method), activation)
+        return activate(restore(raw, frame, decode.restore_method, decode.restore_path), activation)
     values = activate(raw, activation)
     if isinstance(decode.decision, Saliency) and decode.restore_what == "decision":
         return values
-    return restore(values, frame, decode.restore_method)
+    return restore(values, frame, decode.restore_method, decode.restore_path)
 
 
 def threshold_masks(raw: np.ndarray, decode: Decode, frame: Frame | None, activated: bool) -> np.ndarray:
@@ -86,8 +87,20 @@ def argmax_index(raw: np.ndarray, decode: Decode, frame: Frame | None, activated
             )
         return restore(argmax(raw)[None], frame, decode.restore_method)[0]
     if decode.restore_what == "logits":
-        return argmax(restore(raw, frame, decode.restore_method))
+        return labels_on_grid(raw, frame, decode)
     return argmax(scores_on_grid(raw, decode, frame, activated))
+
+
+def labels_on_grid(raw: np.ndarray, frame: Frame, decode: Decode) -> np.ndarray:
+    """(H, W) class index of the restored logits, a few rows at a time: they are never held at full size."""
+    out: np.ndarray | None = None
+    for rows, scores in restored_bands(raw, frame, decode.restore_method, decode.restore_path):
+        found = argmax(scores)
+        if out is None:
+            out = np.empty(frame.original_hw, found.dtype)
+        out[rows] = found
+    assert out is not None  # a picture has rows
+    return out
 
 
 def region_labels(masks: np.ndarray, rule: Regions) -> np.ndarray:

@@ -14,13 +14,17 @@ import numpy as np
 
 from segship.engines import DEFAULT_ENGINE, Session, SessionOptions
 from segship.errors import InputError, PackageError, SegshipError, UsageError
+from segship.inference.bands import restored_bands
+from segship.inference.decode import activate
 from segship.inference.images import DEFAULT_LIMITS, ArrayOrder, Image, Limits, Source, read_image
 from segship.inference.members import Members
 from segship.inference.pipeline import batches, helper_threads, in_order, ordered_map
 from segship.inference.precision import AUTO_MAX_DROP, Choice, choose_precision
 from segship.inference.prediction import Grid, Prediction, decode
 from segship.inference.preprocess import Frame, Prepared, check_input_shape, prepare
-from segship.manifest import Manifest, Variant
+from segship.inference.views import Augmenting, augmented, check_recipe
+from segship.inference.windows import run_picture
+from segship.manifest import Manifest, Recipe, Variant
 from segship.package import Package, cache_folder, open_package
 
 R = TypeVar("R")
@@ -47,6 +51,8 @@ class Item:
     x: np.ndarray | None = None
     """prepared (C, h, w); dropped after inference unless it is to be kept"""
     image: Image | None = None
+    keep: bool = True
+    """the picture stays with the result"""
     outputs: tuple[np.ndarray, ...] = ()
     error: SegshipError | None = None
 
@@ -68,6 +74,8 @@ class Predictor:
         batch: int,
         limits: Limits,
         array_order: ArrayOrder,
+        tta: Augmenting | None = None,
+        tta_ratios: tuple[float, ...] | None = None,
     ) -> None:
         self.package = package
         self.manifest: Manifest = package.manifest
@@ -79,6 +87,10 @@ class Predictor:
         self.batch = batch
         self.limits = limits
         self.array_order: ArrayOrder = array_order
+        self.views: list[Recipe] = []
+        """the recipes whose probabilities are averaged, with test-time augmentation; none without"""
+        if tta is not None:
+            self.views = augmented(package.manifest, tta, tta_ratios)
         variant = self.manifest.variant(choice.precision)
         assert variant is not None
         self.variant: Variant = variant
@@ -101,13 +113,16 @@ class Predictor:
         limits: Limits = DEFAULT_LIMITS,
         array_order: ArrayOrder = "rgb",
         profile: bool = False,
+        tta: Augmenting | None = None,
+        tta_ratios: tuple[float, ...] | None = None,
     ) -> Predictor:
         """Open a package (or its path) on an engine; the graph is compiled now, so that errors show now.
 
         ``precision`` is fp32, fp16, bf16, int8, int16, one of their aliases, or "auto" (the fastest variant whose
         recorded drop is at most ``max_drop`` and that this processor computes in natively). ``streams`` is how many
         batches may be in the engine at once, ``batch`` the default of `stream`. ``static_shape`` (N, C, h, w)
-        compiles for that input shape alone. Raises PackageError, PrecisionMissing, EngineMissing, DeviceMissing.
+        compiles for that input shape alone. ``tta`` "1.x" or "0.x" averages the probabilities of several sizes and
+        mirrorings, as that version of mmseg does (``tta_ratios``: other sizes than the package's). Raises PackageError, PrecisionMissing, EngineMissing, DeviceMissing.
         """
         if batch < 1 or streams < 1 or (threads is not None and threads < 1):
             raise UsageError(f"batch, streams and threads are at least 1, got {batch}, {streams}, {threads}")
@@ -124,8 +139,9 @@ class Predictor:
             profile=profile,
         )
         self = _class_for(cls, opened.manifest)(
-            opened, engine=engine, choice=choice, options=options, batch=batch, limits=limits, array_order=array_order
-        )
+            opened, engine=engine, choice=choice, options=options, batch=batch, limits=limits, array_order=array_order,
+            tta=tta, tta_ratios=tta_ratios,
+        )  # fmt: skip
         self.members.sessions(batch)
         return self
 
@@ -154,9 +170,8 @@ class Predictor:
         Raises InputError for an input that cannot be read.
         """
         image = self.read(source)
-        prepared = prepare(image, self.manifest)
-        outputs = self.members(prepared.x[None])
-        found = self._decode(tuple(array[0] for array in outputs), prepared.frame, grid, image)
+        outputs, frame = self._infer(image)
+        found = self._decode(outputs, frame, grid, image)
         if probabilities:
             _ = found.probabilities
         return found
@@ -174,8 +189,8 @@ class Predictor:
         """Read and preprocess one picture: what the network would get."""
         return prepare(self.read(source), self.manifest)
 
-    def trace(self, source: Source) -> dict[str, np.ndarray]:
-        """One picture, stage by stage:
+    def trace(self, source: Source, recipe: Recipe | None = None) -> dict[str, np.ndarray]:
+        """One picture, stage by stage (``recipe``: by other steps than the package's own):
 
         read           (H, W, C) pixels as decoded, in the network's channel order
         preprocessed   (C, h, w) float32
@@ -184,9 +199,10 @@ class Predictor:
                        exclusive ones, the map (H, W) for saliency
         """
         image = self.read(source)
-        prepared = prepare(image, self.manifest)
-        outputs = self.members(prepared.x[None])
-        found = self._decode(tuple(array[0] for array in outputs), prepared.frame, "input", None)
+        recipe = recipe or self.manifest
+        prepared = prepare(image, recipe)
+        outputs = self._run_picture(prepared.x, recipe, self.batch)
+        found = self._decode(outputs, prepared.frame, "input", None)
         return {
             "read": image.pixels,
             "preprocessed": prepared.x,
@@ -195,8 +211,8 @@ class Predictor:
         }
 
     def golden_trace(self, sample: bytes) -> dict[str, np.ndarray]:
-        """`trace` of a package's golden sample."""
-        return self.trace(sample)
+        """`trace` of a package's golden sample, at the size that the package is checked at."""
+        return self.trace(sample, check_recipe(self.manifest))
 
     def network(self, x: np.ndarray, *, all_outputs: bool = False) -> Any:
         """The bare network: preprocessed (N, C, h, w) float32 in, the first raw output (N, K, h', w') out.
@@ -281,18 +297,64 @@ class Predictor:
         name = source_name(source)
         try:
             image = self.read(source)
+            if self.views:  # each view is prepared when its turn comes: together they are many times the picture
+                keep = keep_image(image) if callable(keep_image) else keep_image
+                return Item(number=number, name=name, image=image, keep=keep)
             prepared = prepare(image, self.manifest)
         except SegshipError as error:
             return Item(number=number, name=name, error=error)
         except MemoryError:
             too_large = InputError(f"{name} does not fit into this machine's memory; cut it into tiles")
             return Item(number=number, name=name, error=too_large)
-        kept = image if (keep_image(image) if callable(keep_image) else keep_image) else None
-        return Item(number=number, name=name, frame=prepared.frame, x=prepared.x, image=kept)
+        keep = keep_image(image) if callable(keep_image) else keep_image
+        return Item(number=number, name=name, frame=prepared.frame, x=prepared.x, image=image if keep else None)
+
+    def _infer(self, image: Image, batch: int | None = None) -> tuple[tuple[np.ndarray, ...], Frame]:
+        """All outputs for one picture, and where they lie."""
+        if self.views:
+            found, frame = self._augmented(image, batch or self.batch)
+            return (found,), frame
+        prepared = prepare(image, self.manifest)
+        return self._run_picture(prepared.x, self.manifest, batch or self.batch), prepared.frame
+
+    def _run_picture(self, x: np.ndarray, recipe: Recipe, batch: int) -> tuple[np.ndarray, ...]:
+        """All outputs for one prepared picture; its windows, where it has them, go ``batch`` at a time."""
+        count = None if recipe.tiling is None else batch
+        return run_picture(lambda parts: self.members(parts, count), x, recipe, batch)
+
+    def _augmented(self, image: Image, batch: int) -> tuple[np.ndarray, Frame]:
+        """The mean of the views' probabilities (K, H, W) on the picture's own grid; one view is held at a time."""
+        decode, total = self.manifest.decode, None
+        for recipe in self.views:
+            prepared = prepare(image, recipe)
+            raw = self._run_picture(prepared.x, recipe, batch)[0]
+            if total is None:
+                total = np.zeros((len(raw), *image.size_hw), np.float32)
+            activation = "none" if self.members.averages_probabilities else decode.activation
+            for rows, scores in restored_bands(raw, prepared.frame, decode.restore_method, decode.restore_path):
+                total[:, rows] += activate(scores, activation)
+        assert total is not None
+        total /= np.float32(len(self.views))
+        size = image.size_hw
+        return total, Frame(name=image.name, original_hw=size, prepared_hw=size, geometry=(), notes=image.notes)
+
+    def _infer_alone(self, item: Item, batch: int, keep_inputs: bool) -> Item:
+        """An item that shares no batch: of several views, or of windows, which fill batches themselves."""
+        try:
+            if item.x is None:
+                assert item.image is not None
+                outputs, frame = self._infer(item.image, batch)
+                return replace(item, outputs=outputs, frame=frame, image=item.image if item.keep else None)
+            outputs = self._run_picture(item.x, self.manifest, batch)
+            return replace(item, x=item.x if keep_inputs else None, outputs=outputs)
+        except SegshipError as error:
+            return replace(item, x=None, error=error)
 
     def _infer_items(self, group: list[Item], batch: int, keep_inputs: bool) -> list[Item]:
-        if group[0].shape is None:
+        if group[0].error is not None:
             return group
+        if self.views or self.manifest.tiling is not None:
+            return [self._infer_alone(item, batch, keep_inputs) for item in group]
         try:
             outputs = self.members(np.stack([item.x for item in group if item.x is not None]), batch)
         except SegshipError as error:
@@ -303,7 +365,7 @@ class Predictor:
         ]
 
     def _decode(self, outputs: tuple[np.ndarray, ...], frame: Frame, grid: Grid, image: Image | None) -> Prediction:
-        activated = self.members.averages_probabilities
+        activated = self.members.averages_probabilities or bool(self.views)
         return decode(outputs, frame, self.manifest, grid=grid, activated=activated, image=image)
 
 

@@ -25,12 +25,14 @@ from segship.manifest import (
     CropToNonzero,
     Divide,
     DivideByMaximum,
+    Mirror,
     Normalize,
     Pad,
     Recipe,
     ReplaceNonFinite,
     RescaleMinMax,
     Resize,
+    ResizeByFactor,
     ResizeKeepRatio,
     Step,
     Transpose,
@@ -42,7 +44,7 @@ from segship.manifest import (
 class Geometry:
     """What one step did to the grid; sizes are (height, width), the offset is where the picture starts."""
 
-    kind: Literal["resize", "pad", "crop"]
+    kind: Literal["resize", "pad", "crop", "mirror"]
     before_hw: Size
     after_hw: Size
     offset_yx: tuple[int, int] = (0, 0)
@@ -89,7 +91,7 @@ def prepare(image: Image, recipe: Recipe) -> Prepared:
     geometry: list[Geometry] = []
     for step in recipe.preprocess:
         array, moved = run_step(array, step, in_place=not np.may_share_memory(array, image.pixels))
-        if moved is not None and moved.before_hw != moved.after_hw:
+        if moved is not None and (moved.before_hw != moved.after_hw or moved.kind == "mirror"):
             geometry.append(moved)
     x = np.ascontiguousarray(_floats(array).transpose(2, 0, 1))
     check_input_shape(x.shape, recipe, image.name)
@@ -112,6 +114,8 @@ def check_input_shape(shape: tuple[int, ...], recipe: Recipe, name: str) -> None
         raise InputError(f"{name}: the network takes {network.layout} arrays, got {len(sides)} spatial axes")
     if network.size is not None and tuple(sides) != network.size:
         raise InputError(f"{name}: the network takes exactly {_by(network.size)}, got {_by(sides)}")
+    if recipe.tiling is not None and recipe.input.kind == "image":
+        return  # windows are filled up one by one
     if any(side % multiple or not side for side, multiple in zip(sides, network.size_multiple, strict=True)):
         nearest = [max(m, -(-side // m) * m) for side, m in zip(sides, network.size_multiple, strict=True)]
         raise InputError(
@@ -139,8 +143,8 @@ def run_step(array: np.ndarray, step: Step, in_place: bool = False) -> tuple[np.
     ``in_place`` lets a value step write over an array that nobody else needs.
     """
     before = (array.shape[0], array.shape[1])
-    if isinstance(step, Resize | ResizeKeepRatio):
-        size = (step.height, step.width) if isinstance(step, Resize) else keep_ratio_size(before, step)
+    if isinstance(step, Resize | ResizeKeepRatio | ResizeByFactor):
+        size = resized_size(before, step)
         return resize(array, size, step.method), Geometry(kind="resize", before_hw=before, after_hw=size)
     if isinstance(step, Pad):
         padded, offset = _pad(array, step)
@@ -150,6 +154,8 @@ def run_step(array: np.ndarray, step: Step, in_place: bool = False) -> tuple[np.
         cropped, offset = _crop_to_nonzero(array, step)
         after = (cropped.shape[0], cropped.shape[1])
         return cropped, Geometry(kind="crop", before_hw=before, after_hw=after, offset_yx=offset)
+    if isinstance(step, Mirror):
+        return array[:, ::-1], Geometry(kind="mirror", before_hw=before, after_hw=before)
     if isinstance(step, Transpose):
         raise PackageError("step 'transpose' reorders the axes of volumes; this package applies it to a picture")
     return apply_step(array, step, in_place=in_place), None
@@ -286,6 +292,19 @@ _VALUE_STEPS: dict[type, Callable[[np.ndarray, Any, int], np.ndarray]] = {
 # ---------------------------------------------------------------------------------------------- geometry
 
 
+def resized_size(size: Size, step: Resize | ResizeKeepRatio | ResizeByFactor) -> Size:
+    """(height, width) that a resizing step gives a picture of ``size``."""
+    if isinstance(step, Resize):
+        return step.height, step.width
+    if isinstance(step, ResizeKeepRatio):
+        return keep_ratio_size(size, step)
+    height, width = (max(1, int(side * step.factor + 0.5)) for side in size)
+    if not step.keep_ratio:
+        return height, width
+    fit = ResizeKeepRatio(long_side=max(height, width), short_side=min(height, width), method=step.method)
+    return keep_ratio_size(size, fit)
+
+
 def keep_ratio_size(size: Size, step: ResizeKeepRatio) -> Size:
     """Size that fits (long_side, short_side), ratio kept, sides rounded half up (open-mmlab/mmcv: rescale_size)."""
     height, width = size
@@ -319,21 +338,28 @@ def _crop_to_nonzero(array: np.ndarray, step: CropToNonzero) -> tuple[np.ndarray
     return array[top : rows[-1] + 1, left : columns[-1] + 1], (top, left)
 
 
-def restore(planes: np.ndarray, frame: Frame, method: str) -> np.ndarray:
+def by_input_size(grid: Size, frame: Frame, path: str) -> bool:
+    """Whether an output on ``grid`` is brought to the network's input size before it travels on (`Decode.restore_path`)."""
+    # With nothing but a resize behind it, an output of another stride may go to the picture's grid in one step.
+    direct = path == "direct" and bool(frame.geometry) and frame.geometry[-1].kind == "resize"
+    return grid != frame.prepared_hw and not direct
+
+
+def restore(planes: np.ndarray, frame: Frame, method: str, path: str = "direct") -> np.ndarray:
     """Put (K, h, w) planes on the network's output grid back onto the picture's own grid: (K, H, W).
 
     Walks the geometry backwards: padding is cut off, resizes are undone with ``method``, what was cropped away
-    comes back as zeros. An output coarser than the input (stride) is first brought to the network's input size.
+    comes back as zeros. An output coarser than the input (stride) goes the ``path`` of `Decode.restore_path`.
     """
     out = planes
-    steps = frame.geometry
-    # With nothing but a resize behind it, an output of another stride goes to the picture's grid in one step.
-    if out.shape[1:] != frame.prepared_hw and not (steps and steps[-1].kind == "resize"):
-        out = _resize_planes(out, frame.prepared_hw, method)
-    for step in reversed(steps):
+    if by_input_size((out.shape[1], out.shape[2]), frame, path):
+        out = resize_planes(out, frame.prepared_hw, method)
+    for step in reversed(frame.geometry):
         y, x = step.offset_yx
         if step.kind == "resize":
-            out = _resize_planes(out, step.before_hw, method)
+            out = resize_planes(out, step.before_hw, method)
+        elif step.kind == "mirror":
+            out = out[:, :, ::-1]
         elif step.kind == "pad":
             out = out[:, y : y + step.before_hw[0], x : x + step.before_hw[1]]
         else:
@@ -343,8 +369,9 @@ def restore(planes: np.ndarray, frame: Frame, method: str) -> np.ndarray:
     return np.ascontiguousarray(out)
 
 
-def _resize_planes(planes: np.ndarray, size: Size, method: str) -> np.ndarray:
+def resize_planes(planes: np.ndarray, size: Size, method: str) -> np.ndarray:
     # One plane at a time: OpenCV's last bits differ with the number of channels.
+    planes = np.ascontiguousarray(planes)
     out = np.stack([resize(plane[..., None], size, method)[..., 0] for plane in planes])
     if planes.dtype == np.uint8 and out.dtype != np.uint8:  # a finished map stays in grey levels
         return np.clip(np.rint(out), 0, 255).astype(np.uint8)

@@ -1,0 +1,301 @@
+"""MMSegmentation: OCRNet, DeepLabV3, FCN and their like, from checkpoints of its versions 0.x and 1.x.
+
+The weights tell a network's widths and counts. What they do not tell (dilations, align_corners, test mode, classes …) is
+taken from the configuration: that of ``--config``, else the text inside the checkpoint, else what follows from the name of
+a released file, else from ``--arch``. With none of them nothing is guessed. Networks that are not defined here are built by
+mmseg itself, where that is installed (``mmseg_generic``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from segship.errors import SourceError
+from segship.families import Option, OptionValue, Source
+from segship.families.checkpoint import SUFFIXES, Checkpoint, open_checkpoint
+from segship.families.common import CLASS_NAMES, INPUT_SIZE, fill_network, package_name
+from segship.families.mmseg_config import Config
+from segship.families.mmseg_keys import NotNative, Recognised, is_mmseg
+from segship.families.mmseg_keys import recognise as recognise_keys
+from segship.families.mmseg_known import Classes
+from segship.families.mmseg_native import batch_norm_eps, check_classes, complete
+from segship.families.mmseg_recipe import NetworkFacts, build_recipe, fitting_classes
+from segship.families.mmseg_settings import Settings, last_head, make_classes, read_settings
+from segship.families.mmseg_sources import FoundConfig, changed_scale, find_config
+from segship.networks.mmseg_segmentor import HeadShape, NetworkShape, Segmentor
+from segship.networks.mmseg_unet import UNetShape
+
+NAME = "mmseg"
+TITLE = "MMSegmentation"
+LOOKS_FOR = "backbone.* and decode_head.* (a segmentor of MMSegmentation)"
+OPTIONS = (
+    Option(
+        name="config", kind="text",
+        help="MMSegmentation: the configuration (.py) that the checkpoint was trained with [the text inside the checkpoint]",
+    ),
+    Option(
+        name="arch", kind="text",
+        help="MMSegmentation, without configuration: a released network by its name, such as deeplabv3_r101-d8_512x1024",
+    ),
+    Option(
+        name="generic", kind="flag",
+        help="MMSegmentation: let the installed mmseg build the network, also where segship defines it itself",
+    ),
+    Option(
+        name="trust_config", kind="flag",
+        help="MMSegmentation: let mmengine run the configuration instead of reading it; it is a program",
+    ),
+    Option(
+        name="scale", kind="text",
+        help="MMSegmentation: picture size WxH to fit into before the network, or none [the configuration's test size]",
+    ),
+    INPUT_SIZE,
+    CLASS_NAMES,
+)  # fmt: skip
+
+
+def recognise(checkpoint: Checkpoint) -> bool:
+    """By the names that every segmentor of that world has, known here or not."""
+    return is_mmseg(checkpoint.state_dict)
+
+
+def recognise_path(path: Path) -> bool:
+    """A folder of one checkpoint and its configuration."""
+    return path.is_dir() and bool(_configs(path)) and not (path / "dataset.json").is_file()
+
+
+def load_path(
+    path: Path, options: Mapping[str, OptionValue], *, trust_pickle: bool = False, force: bool = False
+) -> Source:
+    """Network and recipe of a folder that holds a configuration and a checkpoint, such as mmseg's work folder."""
+    configs = _configs(path)
+    weights = _weights(path)
+    if options.get("config") is None:
+        if len(configs) > 1:
+            names = ", ".join(one.name for one in configs[:5])
+            raise SourceError(f"{path} holds several configurations ({names}); name one with --config")
+        options = {**options, "config": str(configs[0])}
+    return load(open_checkpoint(weights, trust_pickle=trust_pickle), options, force=force)
+
+
+def load(checkpoint: Checkpoint, options: Mapping[str, OptionValue], *, force: bool = False) -> Source:
+    """Network and recipe of a checkpoint. Raises SourceError for what cannot be taken or is not known, UsageError for options."""
+    found, reason = (None, "--generic") if options.get("generic") else _recognised(checkpoint)
+    given = find_config(checkpoint, options, None if found is None else found.shape)
+    settings = changed_scale(read_settings(given.config), options.get("scale"))
+    built = _build(checkpoint, given, found, reason)
+    named, origin = _classes(checkpoint, given, settings, options)
+    classes = fitting_classes(named, built.facts.channels, origin)
+    warnings = [*given.warnings, *built.warnings]
+    if named is not None and not named.palette:
+        warnings.append(f"{origin} names no colours for its classes; made-up ones are in the package")
+    if settings.crop is not None and any(side % built.facts.multiple for side in settings.crop):
+        warnings.append(f"windows are filled up to multiples of {built.facts.multiple}, which the network insists on")
+    record = {
+        "settings_from": given.config.origin,
+        "classes_from": origin,
+        "test_mode": "slide" if settings.crop else "whole",
+    }
+    recipe = build_recipe(
+        package_name(checkpoint, None, generic=("model", "latest", "best", "last")), built.facts, settings, classes,
+        record, options.get("input_size"),
+    )  # fmt: skip
+    size = recipe.network.size or recipe.network.check_size
+    assert size is not None
+    return Source(
+        network=built.network.eval(),
+        recipe=recipe,
+        input_example_shape=(recipe.network.input_channels, *size),
+        provenance={
+            "framework": "PyTorch, open-mmlab/mmsegmentation",
+            "checkpoint": checkpoint.record(),
+            "meta": {key: checkpoint.meta[key] for key in ("mmseg_version", "mmengine_version", "epoch", "iter", "time")
+                     if isinstance(checkpoint.meta.get(key), str | int | float)},
+            "found_in": {"settings": given.config.origin, "classes": origin},
+            "config_notes": list(settings.notes),
+            "auxiliary_parameters": built.auxiliary,
+        },
+        warnings=tuple(warnings),
+        notes=(f"{built.facts.architecture}; settings from {given.config.origin}, class names from {origin}",),
+    )  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------ network
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Built:
+    network: nn.Module
+    facts: NetworkFacts
+    warnings: tuple[str, ...] = ()
+    auxiliary: int = 0
+
+
+def _recognised(checkpoint: Checkpoint) -> tuple[Recognised | None, str]:
+    """What is defined here, or why not."""
+    try:
+        return recognise_keys(checkpoint.state_dict), ""
+    except NotNative as error:
+        return None, str(error)
+
+
+def _build(checkpoint: Checkpoint, given: FoundConfig, found: Recognised | None, reason: str) -> _Built:
+    """Our own network, or the one that mmseg builds where ours is not that one."""
+    if found is not None:
+        try:
+            return _native(checkpoint, given.config, found)
+        except NotNative as error:
+            reason = str(error)
+    return _generic(checkpoint, given, reason)
+
+
+def _native(checkpoint: Checkpoint, config: Config, found: Recognised) -> _Built:
+    shape = complete(found.shape, config)
+    network = build_network(shape, batch_norm_eps(config))
+    known = {key for key in checkpoint.state_dict if key.startswith(("auxiliary_head.", "ema_"))}
+    warnings = fill_network(network, checkpoint, known | set(network.state_dict()), TITLE)
+    facts = network_facts(shape, found.architecture, network)
+    return _Built(network=network, facts=facts, warnings=tuple(warnings), auxiliary=found.auxiliary)
+
+
+def build_network(shape: NetworkShape, eps: float = 1e-5) -> Segmentor:
+    network = Segmentor(shape).eval()
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eps = eps
+    return network
+
+
+def network_facts(shape: NetworkShape, architecture: str, network: nn.Module) -> NetworkFacts:
+    return NetworkFacts(
+        architecture=architecture,
+        parameters=sum(parameter.numel() for parameter in network.parameters()),
+        inputs=shape.inputs,
+        channels=shape.classes,
+        stride=shape.stride,
+        multiple=shape.multiple,
+        align_corners=shape.heads[-1].align_corners,
+    )
+
+
+def _generic(checkpoint: Checkpoint, given: FoundConfig, reason: str) -> _Built:
+    """The network as mmseg itself builds it. SourceError where that is not possible."""
+    from segship.families import mmseg_generic
+
+    model = given.config.get("model")
+    absent = mmseg_generic.missing()
+    if absent is not None or not isinstance(model, Mapping):
+        raise SourceError(
+            f"{checkpoint.path} is a segmentor that segship does not define itself ({reason}); with mmseg installed and the "
+            f"network's --config it is built by mmseg: {mmseg_generic.INSTALL}"
+        )
+    classes = next(
+        (int(value.shape[0]) for key, value in checkpoint.state_dict.items()
+         if key.startswith("decode_head.") and key.endswith("conv_seg.weight")), None,
+    )  # fmt: skip
+    if classes is not None:
+        check_classes(classes, last_head(given.config), given.config)
+    built = mmseg_generic.build(model, checkpoint.state_dict, name=checkpoint.path.name)
+    facts = NetworkFacts(
+        architecture=built.architecture, parameters=built.parameters, inputs=built.in_channels, channels=built.channels,
+        stride=built.stride, multiple=built.size_multiple, align_corners=built.align_corners,
+    )  # fmt: skip
+    return _Built(network=built.network, facts=facts)
+
+
+# ------------------------------------------------------------------------------------------------ classes
+
+
+def _classes(
+    checkpoint: Checkpoint, given: FoundConfig, settings: Settings, options: Mapping[str, OptionValue]
+) -> tuple[Classes | None, str]:
+    """Names and colours, and where they were found: the option, the checkpoint's own words, the configuration."""
+    names = options.get("class_names")
+    if names is not None:
+        listed = [name.strip() for name in str(names).split(",") if name.strip()]
+        return make_classes(listed, _palette_of(checkpoint, settings, len(listed)), "--class-names"), "--class-names"
+    meta = checkpoint.meta
+    given_meta = meta.get("dataset_meta")
+    about: Mapping[str, Any] = given_meta if isinstance(given_meta, Mapping) else {}
+    for origin, words, colors in (
+        ("the checkpoint's dataset_meta", about.get("classes"), about.get("palette")),
+        ("the checkpoint's CLASSES", meta.get("CLASSES"), meta.get("PALETTE")),
+    ):
+        found = make_classes(words, colors, origin)
+        if found is not None:
+            same = settings.classes is not None and settings.classes.names == found.names
+            if not found.palette and same and settings.classes is not None:
+                found = replace(found, palette=settings.classes.palette)
+            return found, origin
+    return settings.classes, given.config.origin
+
+
+def _palette_of(checkpoint: Checkpoint, settings: Settings, count: int) -> Any:
+    if settings.classes is not None and len(settings.classes.palette) == count:
+        return settings.classes.palette
+    return None
+
+
+def _configs(folder: Path) -> list[Path]:
+    """Configurations that lie in a folder, which are Python files with a model in them."""
+    return [path for path in sorted(folder.glob("*.py")) if path.is_file()]
+
+
+def _weights(folder: Path) -> Path:
+    """The checkpoint of a folder: the one that ``last_checkpoint`` names, the best one, or the only one."""
+    found = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in SUFFIXES and path.is_file()]
+    if not found:
+        raise SourceError(
+            f"{folder} holds a configuration and no checkpoint ({'/'.join(SUFFIXES[:3])}); put the weights beside it"
+        )
+    if len(found) == 1:
+        return found[0]
+    best = [path for path in found if path.name.startswith("best_")]
+    if len(best) == 1:
+        return best[0]
+    names = ", ".join(path.name for path in found[:5])
+    raise SourceError(f"{folder} holds several checkpoints ({names}); name one of them, with --config")
+
+
+# --------------------------------------------------------------------------------------------------- tiny
+
+
+def tiny() -> Source:
+    """A U-Net of 4 channels with seeded weights at 64×64, for tests that run every engine."""
+    backbone = UNetShape(base=8, encoder=(2, 2, 2), decoder=(2, 2))
+    head = HeadShape(kind="fcn", inputs=8, channels=8, classes=4, maps=(2,))
+    shape = NetworkShape(backbone=backbone, heads=(head,))
+    network = build_network(shape)
+    generator = torch.Generator().manual_seed(17)
+    state = {}
+    for key, value in network.state_dict().items():
+        noise = torch.randn(value.shape, generator=generator)
+        if key.endswith("running_var"):
+            state[key] = 1 + 0.2 * noise.abs()
+        elif key.endswith("num_batches_tracked"):
+            state[key] = torch.tensor(1000)
+        elif value.ndim == 4:
+            state[key] = noise * (2.0 / value[0].numel()) ** 0.5
+        else:
+            state[key] = (1.0 if key.endswith("bn.weight") else 0.0) + 0.1 * noise
+    network.load_state_dict(state)
+    settings = Settings(
+        mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375), rgb=True, resize=None, pad_value=0.0, pad_multiple=1,
+        pad_size=None, crop=None, stride=None, ratios=(0.5, 1.0), dataset=None, classes=None, reduce_zero_label=False,
+        threshold=0.3,
+    )  # fmt: skip
+    names = ("ground", "wall", "tree", "sky")
+    classes = fitting_classes(Classes(names=names, palette=()), 4, "tiny")
+    facts = network_facts(shape, "FCN-UNet", network)
+    return Source(
+        network=network,
+        recipe=build_recipe("tiny-mmseg", facts, settings, classes, {}, (64, 64)),
+        input_example_shape=(3, 64, 64),
+        provenance={"framework": "seeded weights, not trained"},
+    )

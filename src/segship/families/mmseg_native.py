@@ -1,0 +1,235 @@
+"""What a configuration adds to a network that the weights describe, and whether the two speak of the same network.
+
+Strides, dilations, which maps a head takes and align_corners come from the configuration alone; widths and counts stand in
+both and must agree. Settings under which the same keys mean another network (stride in the first convolution, another
+activation …) are `NotNative`: there the generic route is needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from segship.errors import SourceError
+from segship.families.mmseg_config import Config
+from segship.families.mmseg_keys import NotNative
+from segship.networks.mmseg_hrnet import HRNetShape
+from segship.networks.mmseg_resnet import ResNetShape
+from segship.networks.mmseg_segmentor import Backbone, HeadShape, NetworkShape
+from segship.networks.mmseg_unet import UNetShape
+
+BACKBONES = {"HRNet": HRNetShape, "ResNet": ResNetShape, "ResNetV1c": ResNetShape, "UNet": UNetShape}
+HEADS = {"FCNHead": "fcn", "ASPPHead": "aspp", "OCRHead": "ocr"}
+SEGMENTORS = ("EncoderDecoder", "CascadeEncoderDecoder")
+Values = Mapping[str, Any]
+
+
+def complete(shape: NetworkShape, config: Config) -> NetworkShape:
+    """The network with all that the configuration knows of it.
+
+    Raises SourceError where it describes another network than the weights, `NotNative` where it cannot be built here.
+    """
+    model = config.get("model")
+    if not isinstance(model, Mapping):
+        raise SourceError(f"{config.origin} has no 'model'; give the whole configuration of the network")
+    if model.get("type") not in SEGMENTORS:
+        raise NotNative(f"its segmentor is {model.get('type')}")
+    heads = model.get("decode_head")
+    listed = list(heads) if isinstance(heads, list | tuple) else [heads]
+    given = [head for head in listed if isinstance(head, Mapping)]
+    if len(given) != len(shape.heads) or len(given) != len(listed):
+        raise _another(config, f"{len(given)} decode head(s)", f"{len(shape.heads)}")
+    check_classes(shape.classes, given[-1], config)
+    backbone = _backbone(shape.backbone, model.get("backbone"), config)
+    pairs = zip(shape.heads, given, strict=True)
+    return replace(
+        shape, backbone=backbone, heads=tuple(_head(head, values, backbone, config) for head, values in pairs)
+    )
+
+
+def batch_norm_eps(config: Config) -> float:
+    """What batch norm adds to variances; the same everywhere, or `NotNative`."""
+    found = {float(norm.get("eps", 1e-5)) for norm in _norms(config.get("model"))}
+    if len(found) > 1:
+        raise NotNative("its batch norms have different eps")
+    return found.pop() if found else 1e-5
+
+
+def check_classes(classes: int, head: Values, config: Config) -> None:
+    """SourceError where the configuration's head has another number of output channels than the weights."""
+    said = head.get("out_channels") or head.get("num_classes")
+    if said is not None and int(said) != classes:
+        raise SourceError(
+            f"{config.origin} says {said} classes and the weights have {classes}; give the configuration that this "
+            "checkpoint was trained with"
+        )
+
+
+# ---------------------------------------------------------------------------------------------- backbones
+
+
+def _backbone(shape: Backbone, values: Any, config: Config) -> Backbone:
+    if not isinstance(values, Mapping) or not isinstance(values.get("type"), str):
+        raise SourceError(f"{config.origin} does not name its backbone; give the whole configuration of the network")
+    kind = values["type"]
+    if BACKBONES.get(kind) is not type(shape):
+        raise _another(config, f"a {kind}", f"a {type(shape).__name__.removesuffix('Shape')}")
+    _only_plain(values, f"its {kind}")
+    if isinstance(shape, ResNetShape):
+        return _resnet(shape, values, config)
+    if isinstance(shape, HRNetShape):
+        _check_hrnet(shape, values, config)
+    else:
+        _check_unet(shape, values, config)
+    return shape
+
+
+def _resnet(shape: ResNetShape, values: Values, config: Config) -> ResNetShape:
+    about = "its ResNet"
+    if values.get("depth") not in (None, shape.depth):
+        raise _another(config, f"a ResNet of depth {values['depth']}", f"one of {shape.depth}")
+    deep = values["type"] == "ResNetV1c" or bool(values.get("deep_stem"))
+    if deep != (shape.stem == "v1c"):
+        raise _another(config, f"a {'deep' if deep else 'plain'} stem", f"a {'plain' if deep else 'deep'} one")
+    if values.get("style", "pytorch") != "pytorch" and shape.depth >= 50:
+        raise NotNative(f"{about} has its strides in the 1×1 convolutions (style {values['style']})")
+    for name in ("avg_down", "dcn", "plugins"):
+        if values.get(name):
+            raise NotNative(f"{about} has {name}")
+    if values.get("num_stages", 4) != 4 or tuple(values.get("out_indices", (0, 1, 2, 3))) != (0, 1, 2, 3):
+        raise NotNative(f"{about} gives other maps than those of its four stages")
+    grid = values.get("multi_grid")
+    return replace(
+        shape,
+        strides=integers(values.get("strides", (1, 2, 2, 2)), 4, "backbone.strides", config),
+        dilations=integers(values.get("dilations", (1, 1, 1, 1)), 4, "backbone.dilations", config),
+        multi_grid=None if grid is None else integers(grid, None, "backbone.multi_grid", config),
+        contract_dilation=bool(values.get("contract_dilation", False)),
+    )
+
+
+def _check_hrnet(shape: HRNetShape, values: Values, config: Config) -> None:
+    extra = values.get("extra")
+    if not isinstance(extra, Mapping):
+        return
+    for number, stage in enumerate(("stage2", "stage3", "stage4"), start=2):
+        said = extra.get(stage)
+        if not isinstance(said, Mapping):
+            continue
+        widths = tuple(said.get("num_channels", shape.channels[:number]))
+        if widths != shape.channels[:number]:
+            raise _another(config, f"branches of {widths} channels", f"of {shape.channels[:number]}")
+        modules = said.get("num_modules", shape.modules[number - 2])
+        if modules != shape.modules[number - 2]:
+            raise _another(config, f"{modules} modules in {stage}", f"{shape.modules[number - 2]}")
+    if not values.get("multiscale_output", True):
+        raise NotNative("its HRNet gives its finest map alone")
+
+
+def _check_unet(shape: UNetShape, values: Values, config: Config) -> None:
+    if values.get("base_channels", shape.base) != shape.base:
+        raise _another(config, f"{values['base_channels']} base channels", str(shape.base))
+    count = len(shape.encoder)
+    if values.get("num_stages", count) != count:
+        raise _another(config, f"{values['num_stages']} stages", str(count))
+    usual = {"strides": 1, "downsamples": True, "enc_dilations": 1, "dec_dilations": 1}
+    for name, value in usual.items():
+        said = values.get(name)
+        if said is not None and any(one != value for one in said):
+            raise NotNative(f"its UNet has {name} {tuple(said)}")
+    upsample = values.get("upsample_cfg") or {}
+    if upsample.get("type", "InterpConv") != "InterpConv" or set(upsample) - {"type"}:
+        raise NotNative("its UNet enlarges in another way than bilinearly by 2")
+
+
+# -------------------------------------------------------------------------------------------------- heads
+
+
+def _head(shape: HeadShape, values: Values, backbone: Backbone, config: Config) -> HeadShape:
+    kind = values.get("type")
+    if HEADS.get(str(kind)) != shape.kind:
+        raise _another(config, f"a {kind}", f"a head of kind {shape.kind}")
+    _only_plain(values, f"its {kind}")
+    for name, ours in (("channels", shape.channels), ("ocr_channels", shape.inner), ("kernel_size", shape.kernel)):
+        if values.get(name) not in (None, ours) and ours:
+            raise _another(config, f"{name} {values[name]}", str(ours))
+    if values.get("scale", 1) != 1 and shape.kind == "ocr":
+        raise NotNative("its OCRHead weighs pixels with another scale than 1")
+    maps = _maps(shape, values, backbone, config)
+    dilations = values.get("dilations" if shape.kind == "aspp" else "dilation")
+    chosen = shape.dilations
+    if dilations is not None:
+        listed = dilations if isinstance(dilations, list | tuple) else (dilations,)
+        chosen = integers(listed, len(shape.dilations), "decode_head.dilations", config)
+    elif shape.kind == "aspp":
+        chosen = (1, 6, 12, 18)  # MMSegmentation's own default
+    kernels = [one == 1 for one in shape.dilations]
+    if shape.kind == "aspp" and [one == 1 for one in chosen] != kernels:
+        raise _another(config, f"branches of dilation {chosen}", f"1×1 convolutions in other places {shape.dilations}")
+    return replace(shape, maps=maps, dilations=chosen, align_corners=bool(values.get("align_corners", False)))
+
+
+def _maps(shape: HeadShape, values: Values, backbone: Backbone, config: Config) -> tuple[int, ...]:
+    count = len(backbone.channels)
+    index = values.get("in_index", -1)
+    transform = values.get("input_transform")
+    if transform not in (None, "resize_concat"):
+        raise NotNative(f"its decode head takes maps by {transform}")
+    listed = index if isinstance(index, list | tuple) else (index,)
+    maps = tuple(
+        one % count for one in integers(listed, None, "decode_head.in_index", config, low=-count, high=count - 1)
+    )
+    channels = sum(backbone.channels[one] for one in maps)
+    if channels != shape.inputs:
+        raise _another(config, f"a head on {channels} channels (in_index {index})", f"one on {shape.inputs}")
+    return maps
+
+
+# ---------------------------------------------------------------------------------------------------- parts
+
+
+def integers(
+    value: Any, count: int | None, name: str, config: Config, *, low: int = 1, high: int = 1 << 16
+) -> tuple[int, ...]:
+    """Whole numbers of a configuration. SourceError naming the entry."""
+    fits = isinstance(value, Sequence) and not isinstance(value, str) and len(value) > 0
+    if not fits or (count is not None and len(value) != count):
+        raise SourceError(
+            f"{config.origin}: {name} should be {count or 'some'} whole numbers, not {value!r}; correct it"
+        )
+    if not all(isinstance(one, int) and not isinstance(one, bool) and low <= one <= high for one in value):
+        raise SourceError(f"{config.origin}: {name} holds {value!r}, which is no sensible number here; correct it")
+    return tuple(value)
+
+
+def _only_plain(values: Values, about: str) -> None:
+    """`NotNative` for another activation, convolution or norm than ReLU, Conv2d and batch norm."""
+    activation = values.get("act_cfg") or {"type": "ReLU"}
+    if activation.get("type") != "ReLU":
+        raise NotNative(f"{about} has {activation.get('type')} activations")
+    convolution = values.get("conv_cfg") or {"type": "Conv2d"}
+    if convolution.get("type") not in ("Conv2d", "Conv"):
+        raise NotNative(f"{about} has {convolution.get('type')} convolutions")
+    norm = values.get("norm_cfg") or {"type": "BN"}
+    if norm.get("type") not in ("BN", "BN2d", "SyncBN", "MMSyncBN"):
+        raise NotNative(f"{about} has {norm.get('type')} in the place of batch norm")
+
+
+def _norms(value: Any) -> list[Values]:
+    """Every norm_cfg of the parts that run."""
+    if isinstance(value, list | tuple):
+        return [norm for item in value for norm in _norms(item)]
+    if not isinstance(value, Mapping):
+        return []
+    own = [value["norm_cfg"]] if isinstance(value.get("norm_cfg"), Mapping) else []
+    return own + [
+        norm for key, item in value.items() if key not in ("norm_cfg", "auxiliary_head") for norm in _norms(item)
+    ]
+
+
+def _another(config: Config, said: str, found: str) -> SourceError:
+    return SourceError(
+        f"{config.origin} describes another network than the weights hold: {said} where the weights have {found}; give "
+        "the configuration that this checkpoint was trained with"
+    )
