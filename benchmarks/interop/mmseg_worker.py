@@ -77,7 +77,8 @@ def _seeded(key, value, gain):
 def _prepared(network, picture):
     pixels = np.asarray(Image.open(picture).convert("RGB").resize((512, 256)), np.float32)
     x = (pixels - [123.675, 116.28, 103.53]) / [58.395, 57.12, 57.375]
-    return torch.from_numpy(x.astype(np.float32).transpose(2, 0, 1))[None]
+    one = torch.from_numpy(x.astype(np.float32).transpose(2, 0, 1))
+    return torch.stack([one, one.flip(2)])  # one value alone, after a global pooling, has no variance
 
 
 def open_model(name, config, checkpoint, tuned=False):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +15,7 @@ from segship.convert.alternatives import AlternativeScore, score_alternatives
 from segship.convert.parity import ParityRow, Reference
 from segship.convert.source_graph import BATCHES, FP32, able, convert, first_manifest, free_size, to_onnx
 from segship.engines import get_engine
-from segship.errors import InputError, UsageError
+from segship.errors import BarMissed, EngineError, InputError, SourceError, UsageError
 from segship.families import Source, load_source
 from segship.inference.predictor import Predictor
 from segship.inference.preprocess import prepare
@@ -100,38 +100,41 @@ def export(
     picture, picture_name, bundled = _sample(sample)
     if shape == "dynamic":
         taken = free_size(taken)
-    names, left_out = able(taken, names, engines)
-    expected = parity.reference(taken.network, check_recipe(taken.recipe), picture, picture_name)
-    steps.next("converting to ONNX")
-    model, batch, about_batch = convert(taken, batch)
-    graph = onnx_graph.serialise(model)
-    warnings = (*taken.warnings, *left_out, *about_batch)
-    manifest = first_manifest(taken.recipe, graph, batch, names, ())
-    rows, executed = _prove(taken, manifest, graph, expected, picture, names, steps)
-    parity.require(rows, f"{taken.recipe.name} differs from its source")
-    scores = score_alternatives(taken, batch, validate, split, layout, names[0], progress) if validate else ()
+    try:
+        made = _make(taken, batch, names, engines, picture, picture_name, steps)
+    except (SourceError, BarMissed, EngineError) as error:
+        if taken.at_one_size is None or shape == "dynamic":
+            raise
+        taken = taken.at_one_size()
+        made = _make(taken, batch, names, engines, picture, picture_name, steps)
+        why = str(error).removesuffix("; nothing was written")
+        taken = replace(taken, notes=(*taken.notes, f"with height and width free {why}"))
+    warnings = (*taken.warnings, *made.warnings)
+    scores = score_alternatives(taken, made.batch, validate, split, layout, made.names[0], progress) if validate else ()
     steps.next("writing the package")
     provenance = {
         "command": "export",
         "source": taken.provenance,
         "environment": checks.environment(),
         "warnings": list(warnings),
-        "parity": [row.as_dict() for row in rows],
+        "parity": [row.as_dict() for row in made.rows],
         "sample": {"name": picture_name, "bundled": bundled, "sha256": sha256_bytes(picture)},
         "alternatives": [asdict(score) for score in scores],
     }
-    tolerance = max(get_engine(name).TOLERANCE["fp32"] for name in names)
+    tolerance = max(get_engine(name).TOLERANCE["fp32"] for name in made.names)
     golden = golden_files(
-        picture_name, picture, bundled, parity.golden_stages(expected.stages(), taken.recipe, tolerance)
+        picture_name, picture, bundled, parity.golden_stages(made.expected.stages(), taken.recipe, tolerance)
     )
     package = write_package(
         target,
-        first_manifest(taken.recipe, graph, batch, names, executed),
-        {FP32: graph, **golden},
+        first_manifest(taken.recipe, made.graph, made.batch, made.names, made.executed),
+        {FP32: made.graph, **golden},
         provenance,
         folder=folder,
     )
-    return ExportResult(package=package, parity=tuple(rows), warnings=warnings, notes=taken.notes, alternatives=scores)
+    return ExportResult(
+        package=package, parity=tuple(made.rows), warnings=warnings, notes=taken.notes, alternatives=scores
+    )
 
 
 def _export_volume(
@@ -190,6 +193,43 @@ def _sample(path: Path | str | None) -> tuple[bytes, str, bool]:
         raise InputError(
             f"the sample {path} cannot be read ({error.strerror}); give a picture the network knows"
         ) from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Made:
+    """A graph that was proved, and what was found on the way."""
+
+    graph: bytes
+    batch: int | None
+    names: list[str]
+    expected: Reference
+    rows: list[ParityRow]
+    executed: list[Executed]
+    warnings: tuple[str, ...]
+
+
+def _make(
+    source: Source,
+    batch: int | None,
+    names: list[str],
+    engines: Sequence[str] | None,
+    picture: bytes,
+    picture_name: str,
+    steps: _Steps,
+) -> _Made:
+    """Convert and prove. Raises SourceError where torch cannot export, BarMissed where an engine answers otherwise."""
+    names, left_out = able(source, names, engines)
+    expected = parity.reference(source.network, check_recipe(source.recipe), picture, picture_name)
+    steps.next("converting to ONNX")
+    model, batch, about_batch = convert(source, batch)
+    graph = onnx_graph.serialise(model)
+    manifest = first_manifest(source.recipe, graph, batch, names, ())
+    rows, executed = _prove(source, manifest, graph, expected, picture, names, steps)
+    parity.require(rows, f"{source.recipe.name} differs from its source")
+    return _Made(
+        graph=graph, batch=batch, names=names, expected=expected, rows=rows, executed=executed,
+        warnings=(*left_out, *about_batch),
+    )  # fmt: skip
 
 
 def _prove(

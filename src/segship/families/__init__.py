@@ -97,6 +97,8 @@ class Source:
     unable: Mapping[str, str] = field(default_factory=dict)
     """engine -> why it cannot run this network, known before trying"""
     alternatives: tuple[Alternative, ...] = ()
+    at_one_size: Callable[[], Source] | None = None
+    """the same with its size fixed, for networks of which nobody knows whether their graph holds at other sizes"""
 
 
 def family_names() -> tuple[str, ...]:

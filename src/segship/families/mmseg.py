@@ -21,6 +21,7 @@ from segship.families import Option, OptionValue, Source
 from segship.families.checkpoint import SUFFIXES, Checkpoint, open_checkpoint
 from segship.families.common import CLASS_NAMES, INPUT_SIZE, fill_network, package_name
 from segship.families.mmseg_config import Config
+from segship.families.mmseg_generic import at_one_size
 from segship.families.mmseg_keys import NotNative, Recognised, is_mmseg
 from segship.families.mmseg_keys import recognise as recognise_keys
 from segship.families.mmseg_known import Classes
@@ -108,7 +109,7 @@ def load(checkpoint: Checkpoint, options: Mapping[str, OptionValue], *, force: b
     )  # fmt: skip
     size = recipe.network.size or recipe.network.check_size
     assert size is not None
-    return Source(
+    source = Source(
         network=built.network.eval(),
         recipe=recipe,
         input_example_shape=(recipe.network.input_channels, *size),
@@ -124,6 +125,9 @@ def load(checkpoint: Checkpoint, options: Mapping[str, OptionValue], *, force: b
         warnings=tuple(warnings),
         notes=(f"{built.facts.architecture}; settings from {given.config.origin}, class names from {origin}",),
     )  # fmt: skip
+    if built.generic and recipe.network.size is None:
+        return replace(source, at_one_size=lambda: at_one_size(source))
+    return source
 
 
 # ------------------------------------------------------------------------------------------------ network
@@ -135,6 +139,8 @@ class _Built:
     facts: NetworkFacts
     warnings: tuple[str, ...] = ()
     auxiliary: int = 0
+    generic: bool = False
+    """built by mmseg: no test has seen its graph"""
 
 
 def _recognised(checkpoint: Checkpoint) -> tuple[Recognised | None, str]:
@@ -206,7 +212,7 @@ def _generic(checkpoint: Checkpoint, given: FoundConfig, reason: str) -> _Built:
         architecture=built.architecture, parameters=built.parameters, inputs=built.in_channels, channels=built.channels,
         stride=built.stride, multiple=built.size_multiple, align_corners=built.align_corners,
     )  # fmt: skip
-    return _Built(network=built.network, facts=facts)
+    return _Built(network=built.network, facts=facts, generic=True)
 
 
 # ------------------------------------------------------------------------------------------------ classes

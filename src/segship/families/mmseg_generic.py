@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,12 +17,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from segship.errors import SourceError
+from segship.families import Source
 from segship.families.mmcv_stub import install_stub
+from segship.manifest import Pad, Resize, ResizeByFactor, ResizeKeepRatio, Step
 
 INSTALL = "pip install mmsegmentation==1.2.2 mmengine==0.10.7 mmcv-lite==2.1.0 ftfy regex (extra: segship[mmseg])"
 NOT_RUN = ("auxiliary_head.",)
 """parts of a checkpoint that only training uses"""
 MULTIPLES = (1, 2, 4, 8, 16, 32, 64)
+STRIDES = (1, 2, 4, 8, 16, 32, 64, *range(3, 64))
 SAME = 1e-4
 """of the logits' spread: how far the head's resized logits may lie from what mmseg itself infers"""
 
@@ -205,6 +208,54 @@ class _HeadLogits(nn.Module):
         return logits
 
 
+# -------------------------------------------------------------------------------------------- at one size
+
+
+def at_one_size(source: Source) -> Source:
+    """The same network with its size fixed, for graphs that hold at one size alone; the notes say what that changes.
+
+    In slide mode every window gets the window's size; else pictures are resized to the size that the test pipeline fits them
+    into. Raises SourceError where a window is no size that the network takes.
+    """
+    recipe, (down, across) = source.recipe, source.recipe.network.size_multiple
+    resizes = [step for step in recipe.preprocess if isinstance(step, Resize | ResizeKeepRatio | ResizeByFactor)]
+    steps: tuple[Step, ...]
+    if recipe.tiling is not None:
+        height, width = recipe.tiling.window
+        if height % down or width % across:
+            raise SourceError(
+                f"{recipe.name}: windows of {height}x{width} are no multiple of {down}x{across}, which the network takes"
+            )
+        fill = Pad(minimum=(height, width), where="end", mode="constant", value=0.0)
+        steps = (*(step for step in recipe.preprocess if not isinstance(step, Pad)), fill)
+        change = f"pictures smaller than a window of {height}x{width} are filled up to it"
+    else:
+        height, width = _fitted(resizes, recipe.network.check_size)
+        height, width = -(-height // down) * down, -(-width // across) * across
+        others = (step for step in recipe.preprocess if not isinstance(step, Pad) and step not in resizes)
+        steps = (Resize(height=height, width=width, method="opencv:linear"), *others)
+        change = f"pictures are resized to {height}x{width} whatever their ratio"
+    network = recipe.network.model_copy(update={"size": (height, width), "check_size": None})
+    return replace(
+        source,
+        recipe=recipe.model_copy(update={"network": network, "preprocess": steps}),
+        input_example_shape=(recipe.network.input_channels, height, width),
+        warnings=(*source.warnings, f"the network's graph holds at {height}x{width} alone: {change}"),
+        at_one_size=None,
+    )
+
+
+def _fitted(resizes: list[Any], otherwise: tuple[int, int] | None) -> tuple[int, int]:
+    """(height, width) of a landscape picture that fills what the pipeline fits pictures into."""
+    for step in resizes:
+        if isinstance(step, Resize):
+            return step.height, step.width
+        if isinstance(step, ResizeKeepRatio):
+            return step.short_side, step.long_side
+    assert otherwise is not None
+    return otherwise
+
+
 # ------------------------------------------------------------------------------------------- learning of it
 
 
@@ -219,8 +270,8 @@ def _probe(network: nn.Module, channels: int, name: str) -> tuple[int, int]:
         except Exception as error:  # whatever the network's own size checks raise
             reason = _line(error)
             continue
-        stride = max(1, round(height / shape[2])) if len(shape) == 4 and shape[2] else 1
-        if len(shape) == 4 and tuple(shape[2:]) == (-(-height // stride), -(-width // stride)):
+        stride = next((s for s in STRIDES if tuple(shape[2:]) == (-(-height // s), -(-width // s))), None)
+        if len(shape) == 4 and stride is not None:
             return stride, multiple
         reason = f"{height}x{width} gives {tuple(shape)}"
     raise SourceError(
