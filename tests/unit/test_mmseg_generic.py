@@ -1,0 +1,139 @@
+"""What surrounds a network that mmseg builds, as far as it needs no mmseg: the config's clean-up, probing, one fixed size."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from segship.convert.export import export
+from segship.errors import BarMissed, SourceError
+from segship.families import mmseg, mmseg_generic
+from segship.manifest import Normalize, Pad, Resize, ResizeKeepRatio
+from segship.package import open_package
+
+
+def test_nothing_is_fetched_and_nothing_of_training_is_built():
+    model = {
+        "type": "EncoderDecoder",
+        "pretrained": "open-mmlab://resnet50_v1c",
+        "backbone": {"type": "X", "init_cfg": {"type": "Pretrained", "checkpoint": "http://…"}, "stages": [{"pretrained": 1}]},
+        "decode_head": [{"type": "A", "init_cfg": {}}, {"type": "B", "num_classes": 3}],
+        "auxiliary_head": {"type": "C"},
+        "train_cfg": {"a": 1},
+        "test_cfg": {"mode": "whole"},
+    }  # fmt: skip
+    found = mmseg_generic.without_training(model)
+    assert found["pretrained"] is None
+    assert found["train_cfg"] is None
+    assert "auxiliary_head" not in found
+    assert found["backbone"] == {"type": "X", "init_cfg": None, "stages": [{"pretrained": None}]}
+    assert found["decode_head"] == [{"type": "A", "init_cfg": None}, {"type": "B", "num_classes": 3}]
+    assert found["test_cfg"] == {"mode": "whole"}
+    assert model["pretrained"] == "open-mmlab://resnet50_v1c"
+
+
+class Strided(nn.Module):
+    """Stride 2^levels, rounded up; refuses sides that are no multiple of ``multiple``."""
+
+    def __init__(self, levels: int, multiple: int = 1) -> None:
+        super().__init__()
+        self.convs = nn.Sequential(*(nn.Conv2d(3, 3, 3, stride=2, padding=1) for _ in range(levels)))
+        self.multiple = multiple
+
+    def forward(self, x):
+        if x.shape[2] % self.multiple or x.shape[3] % self.multiple:
+            raise AssertionError("The size does not fit")
+        return self.convs(x)
+
+
+@pytest.mark.parametrize("levels", [0, 1, 2, 3, 5])
+@pytest.mark.parametrize("multiple", [1, 2, 16, 32])
+def test_stride_and_multiple_are_found_by_running(levels, multiple):
+    assert mmseg_generic._probe(Strided(levels, multiple), 3, "net") == (2**levels, multiple)
+
+
+def test_a_network_that_never_runs_says_why():
+    with pytest.raises(SourceError, match=r"does not run at any size.*The size does not fit"):
+        mmseg_generic._probe(Strided(1, 999), 3, "net")
+
+
+@pytest.mark.parametrize("factor", [2.0, 4.0])
+@pytest.mark.parametrize("align", [False, True])
+def test_the_replaced_enlargement_is_mmsegs_to_the_bit(factor, align):
+    x = torch.randn(1, 2, 13, 7, generator=torch.Generator().manual_seed(1))
+    theirs = functional.interpolate(x, [int(n * factor) for n in x.shape[2:]], None, "bilinear", align)
+    assert torch.equal(mmseg_generic.ScaledUpsample(factor, "bilinear", align)(x), theirs)
+
+
+# -------------------------------------------------------------------------------------------- at one size
+
+
+def tiny(**recipe):
+    source = mmseg.tiny()
+    free = source.recipe.network.model_copy(update={"size": None, "check_size": (48, 64)})
+    return replace(source, recipe=source.recipe.model_copy(update={"network": free, **recipe}))
+
+
+def test_pictures_are_brought_to_what_the_pipeline_fits_them_into():
+    normalize = next(step for step in tiny().recipe.preprocess if isinstance(step, Normalize))
+    keep = ResizeKeepRatio(long_side=130, short_side=64, method="opencv:linear")
+    pad = Pad(minimum=None, multiple_of=4, where="end", mode="constant", value=0)
+    fixed = mmseg_generic.at_one_size(tiny(preprocess=(keep, normalize, pad)))
+    assert fixed.recipe.network.size == (64, 132)
+    assert fixed.recipe.preprocess == (Resize(height=64, width=132, method="opencv:linear"), normalize)
+    assert fixed.input_example_shape == (3, 64, 132)
+    assert "64x132 alone" in fixed.warnings[-1]
+    without = mmseg_generic.at_one_size(tiny(preprocess=(normalize,)))
+    assert without.recipe.network.size == (48, 64)
+
+
+def test_windows_keep_their_size_and_small_pictures_are_filled_up():
+    from tiny_mmseg import slide
+
+    normalize = next(step for step in tiny().recipe.preprocess if isinstance(step, Normalize))
+    fixed = mmseg_generic.at_one_size(tiny(preprocess=(normalize,), tiling=slide((32, 48), (20, 30))))
+    assert fixed.recipe.network.size == (32, 48)
+    last = fixed.recipe.preprocess[-1]
+    assert isinstance(last, Pad)
+    assert last.minimum == (32, 48)
+    with pytest.raises(SourceError, match="no multiple"):
+        mmseg_generic.at_one_size(tiny(tiling=slide((30, 48), (20, 30))))
+
+
+class Baked(nn.Module):
+    """Right at the size that it is exported at, elsewhere resized to that size on the way: what mmseg's Upsample becomes."""
+
+    def __init__(self, network: nn.Module, size: tuple[int, int]) -> None:
+        super().__init__()
+        self.network, self.size = network, size
+
+    def forward(self, x):
+        if torch.compiler.is_exporting() and x.shape[2:] != self.size:
+            small = functional.interpolate(x, size=self.size, mode="nearest")
+            x = functional.interpolate(small, size=x.shape[2:], mode="nearest")
+        return self.network(x)
+
+
+@pytest.mark.slow
+def test_a_graph_that_holds_at_one_size_becomes_a_package_of_that_size(tmp_path, monkeypatch):
+    monkeypatch.setenv("SEGSHIP_CACHE_DIR", str(tmp_path / "cache"))
+    normalize = next(step for step in tiny().recipe.preprocess if isinstance(step, Normalize))
+    resize = Resize(height=48, width=64, method="opencv:linear")
+    fill = Pad(minimum=None, multiple_of=4, where="end", mode="constant", value=0)
+    source = tiny(preprocess=(resize, normalize, fill))
+    source = replace(source, network=Baked(source.network, (48, 64)).eval(), input_example_shape=(3, 32, 32))
+    with pytest.raises(BarMissed, match="differs from its source"):
+        export(source, tmp_path / "free.segship", engines=["onnxruntime"])
+    assert not (tmp_path / "free.segship").exists()
+    held = replace(source, at_one_size=lambda: mmseg_generic.at_one_size(source))
+    found = export(held, tmp_path / "fixed.segship", engines=["onnxruntime"])
+    assert found.package.manifest.network.size == (48, 64)
+    assert "with height and width free" in found.notes[-1]
+    assert "alone" in found.warnings[-1]
+    assert open_package(tmp_path / "fixed.segship").manifest.network.check_size is None
+    with pytest.raises(BarMissed):
+        export(held, tmp_path / "asked.segship", engines=["onnxruntime"], shape="dynamic")
