@@ -23,6 +23,7 @@ from segship.inference.batch import predict_files
 from segship.inference.options import OutputOptions
 from segship.inference.outputs import PredictOptions
 from segship.inference.predictor import Predictor
+from segship.manifest import Threshold
 from segship.measure import mmseg_table
 from segship.measure.evaluate import EvaluateResult, evaluate
 from segship.measure.report import report
@@ -305,4 +306,12 @@ def test_settings_of_a_manifest(tmp_path: Path) -> None:
     settings, ids = mmseg.settings_of(package.manifest)
     assert (settings.ignore, settings.beta, settings.metrics) == (250, 2.0, ("mDice", "mIoU"))
     assert ids == tuple(range(19))
+    one = package.manifest.model_copy(
+        update={
+            "labels": (LABELS[1].model_copy(update={"id": 1}),),
+            "decode": package.manifest.decode.model_copy(update={"decision": Threshold(threshold=0.3)}),
+        }
+    )
+    assert mmseg.settings_of(one)[0].classes == ("background", "sidewalk")
+    assert mmseg.settings_of(one)[1] == (0, 1)
     assert mmseg.as_places(np.array([[7, 9, 255]]), (7, 8), 255).tolist() == [[0, 2 + 255 + 1 + 9, 255]]

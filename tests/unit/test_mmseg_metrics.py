@@ -229,7 +229,7 @@ def evaluated(pairs: list[tuple[np.ndarray, np.ndarray]], precision: str) -> Eva
         precision=precision,
         engine="openvino",
         seconds=1.0,
-        pooled=mmseg.pooled(scores),
+        pooled=mmseg.summed(scores),
     )
 
 

@@ -8,17 +8,40 @@ from typing import Any
 import click
 
 from segship.cli.many import Many, ManyCommand
-from segship.cli.options import IntList, Labels, NameList, Size, print_json, progress_bar, with_engine, with_output
+from segship.cli.options import (
+    FloatList,
+    IntList,
+    Labels,
+    NameList,
+    Size,
+    folder_options,
+    print_json,
+    progress_bar,
+    with_engine,
+    with_label_maps,
+    with_output,
+)
+from segship.errors import UsageError
+
+_METRICS = click.option("--metrics", type=NameList(), default=None, help="mmseg: mIoU, mDice, mFscore [mIoU].")
+_UNKNOWN = click.option(
+    "--unknown",
+    type=click.Choice(["error", "upstream", "ignore"]),
+    help="mmseg: label ids that are no class: an error [default], counted as MMSegmentation does, or ignored.",
+)
 
 
 @click.command()
 @click.argument("package", type=click.Path())
 @click.argument("dataset", type=click.Path())
-@click.option("--layout", default=None, help="dsb2018, prepared, folders, sod, nnunet or msd [recognised].")
+@click.option(
+    "--layout", default=None, help="dsb2018, prepared, folders, sod, nnunet, msd, cityscapes or mmseg [recognised]."
+)
 @click.option(
     "--split",
     default=None,
-    help="Validation part of a named split (default, ascend), of a fold (fold_0) or of a file of ids; test: imagesTs.",
+    help="Validation part of a named split (default, ascend), of a fold (fold_0) or of a file of ids; test: imagesTs. "
+    "Cityscapes and mmseg folders: train, val [default] ….",
 )
 @click.option("--exclude", multiple=True, help="Leave this case out.")
 @click.option("--precision", type=NameList(), default="fp32", show_default=True, help="One or several, e.g. fp32,int8.")
@@ -26,19 +49,22 @@ from segship.cli.options import IntList, Labels, NameList, Size, print_json, pro
     "--batch",
     type=IntList(),
     default=None,
-    help="Pictures a call [8], of volumes windows a call; several (1,4,8) are each scored.",
+    help="Pictures a call [8; label maps 1], of volumes windows a call; several (1,4,8) are each scored.",
 )
 @click.option(
     "--step-size", "-step_size", type=click.FloatRange(0, 1, min_open=True), help="Volumes: the windows' step."
 )
 @click.option("--disable-tta", "--no-tta", "--disable_tta", is_flag=True, help="Volumes: no mirroring.")
 @click.option("--surface", is_flag=True, help="Volumes: also surface Dice (NSD) and HD95.")
+@click.option("--previous-stage", type=click.Path(), help="Cascades: the first stage's package [beside this one].")
 @click.option(
     "--tolerance", type=click.FloatRange(0), default=1.0, help="Millimetres that surfaces may be apart in NSD [1]."
 )
 @click.option("--splits", type=click.Path(), help="nnU-Net's splits_final.json or .pkl [beside the data].")
 @click.option(
-    "--format", type=click.Choice(["v1", "v2"]), help="nnU-Net: whose summary.json is written [the package's own]."
+    "--format",
+    type=click.Choice(["v1", "v2", "0.x", "1.x"]),
+    help="nnU-Net: whose summary.json is written [the package's own]; mmseg: whose table is printed [1.x].",
 )
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), help="Folder for summary.json, cases and worst-case pictures."
@@ -46,6 +72,21 @@ from segship.cli.options import IntList, Labels, NameList, Size, print_json, pro
 @click.option(
     "--record/--no-record", default=True, show_default=True, help="Write the numbers into the package's provenance."
 )
+@_METRICS
+@_UNKNOWN
+@click.option("--limit", type=click.IntRange(1), help="Only the first so many cases.")
+@click.option(
+    "--out", "predictions", type=click.Path(path_type=Path), help="mmseg: folder for label maps, <image stem>.png."
+)
+@click.option(
+    "--tta",
+    type=click.Choice(["1.x", "0.x"]),
+    is_flag=False,
+    flag_value="1.x",
+    help="Scales 0.5 to 1.75 and flips, of the picture's size (1.x) or of the pipeline's (0.x: --aug-test).",
+)
+@click.option("--tta-ratios", type=FloatList(), help="mmseg: the sizes of --tta, such as 0.5,1,1.5 [the package's].")
+@with_label_maps
 @with_engine
 @with_output
 def evaluate(
@@ -70,6 +111,10 @@ def evaluate(
 
         rest["tiles"] = TileOptions(step_size=step_size, mirror=not disable_tta)
     rest["surface_mm"] = tolerance if surface else None
+    if rest["tta_ratios"] and not rest["tta"]:
+        raise UsageError("--tta-ratios are the sizes of --tta; add that")
+    rest["folders"] = folder_options(rest)
+    rest["metrics"] = rest["metrics"] or ()
     with progress_bar(quiet) as progress:
         result = run_evaluation(package, dataset, precision=precision, progress=progress, **rest)
     if as_json:
@@ -114,6 +159,16 @@ def evaluate(
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), help="nnunet: write the world's own summary.json here."
 )
+@_METRICS
+@_UNKNOWN
+@click.option(
+    "--classes", help="mmseg: cityscapes, names (road,car), their number, or a package [cityscapes by file names]."
+)
+@click.option("--values", help="mmseg: what PRED holds: train-ids, ids or color [found out].")
+@click.option("--beta", type=click.FloatRange(0, min_open=True), help="mmseg: weight of recall in Fscore [1].")
+@click.option("--nan-to-num", type=float, help="mmseg: a number in the place of classes that have none.")
+@click.option("--form", help="mmseg: whose table is printed, 0.x or 1.x [1.x].")
+@with_label_maps
 @click.option(
     "--allow-missing", "--chill", "allow_missing", is_flag=True, help="Score only the cases that have a prediction."
 )
@@ -130,12 +185,14 @@ def score(
     **rest: Any,
 ) -> None:
     """Metrics of PRED against GT in WORLD's terms (dsb2018: masks or raw logits; sod: saliency maps; nnunet, nnunet-v1:
-    label files); no package is needed. Several folders PRED stand side by side.
+    label files; mmseg: label maps, Cityscapes); no package is needed. Several folders PRED stand side by side.
     """
     from segship.measure.scoring import as_csv, as_dict, as_text, score_sets
 
     rest["labels"] = [key for keys in rest["labels"] for key in keys]
-    options = {name: value for name, value in rest.items() if value not in (None, [])}
+    if world == "mmseg":
+        rest["folders"] = folder_options(rest)
+    options = {name: value for name, value in rest.items() if value not in (None, []) and value is not False}
     with progress_bar(quiet) as progress:
         found = score_sets(world, gt, preds, progress=progress, **options)
     if per_image is not None:

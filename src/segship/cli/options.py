@@ -104,6 +104,23 @@ class IntList(click.ParamType):
         return numbers
 
 
+class FloatList(click.ParamType):
+    """'0.5,1' -> (0.5, 1.0)"""
+
+    name = "A,B,…"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            numbers = tuple(float(part) for part in str(value).split(",") if part.strip())
+        except ValueError:
+            self.fail(f"'{value}' is not a list of numbers like 0.5,1,1.5", param, ctx)
+        if not numbers or not all(0 < number < float("inf") for number in numbers):
+            self.fail("give positive numbers like 0.5,1,1.5", param, ctx)
+        return numbers
+
+
 class NameList(click.ParamType):
     """'fp32,int8' -> ('fp32', 'int8')"""
 

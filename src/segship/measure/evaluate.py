@@ -12,26 +12,29 @@ What is left in the output folder:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from segship.datasets import Case, Dataset, is_sod, open_dataset
+from segship.datasets import Case, Dataset, FolderOptions, is_sod, open_dataset
 from segship.errors import OutputError, UsageError
 from segship.inference.predictor import Predictor
 from segship.inference.volume_network import TileOptions
+from segship.inference.volume_predictor import VolumePredictor
 from segship.manifest import Drop, Executed, Manifest
+from segship.measure import label_maps
 from segship.measure.agreement import Kind, Reference, kind_of
 from segship.measure.environment import executed_by
 from segship.measure.evaluation_files import write_evaluation, write_nnunet_summary
-from segship.measure.seen import training_note
-from segship.measure.tables import batch_lines, columns
+from segship.measure.seen import picture_note, training_note
+from segship.measure.tables import batch_lines, metric_lines
 from segship.measure.volume_pictures import VolumeGallery
 from segship.metrics import get_scorer
-from segship.metrics.evaluation import BATCH, Evaluation, drop_against, evaluate_cases
+from segship.metrics.evaluation import Evaluation, check_scoring, default_batch, drop_against, evaluate_cases
+from segship.metrics.files import own_numbers
 from segship.metrics.scores import CaseScore, without_nan
 from segship.package import Package, open_package, update_package
 
@@ -88,6 +91,8 @@ class EvaluateResult:
     variants: tuple[VariantScore, ...]
     notes: tuple[str, ...] = ()
     output: Path | None = None
+    form: str | None = None
+    """of the world's own table, where it has several"""
 
     @property
     def failed(self) -> bool:
@@ -100,6 +105,7 @@ class EvaluateResult:
     def as_dict(self) -> dict[str, Any]:
         """As `evaluate --json` prints it; ``metrics`` and ``cases`` are those of the first precision."""
         first = self.variants[0].evaluation
+        published = label_maps.reference(self)
         return {
             "metric": {"name": first.metric, "higher_is_better": first.higher_is_better},
             "scorer": self.package.manifest.metric.scorer,
@@ -112,6 +118,8 @@ class EvaluateResult:
             "split_sha256": self.dataset.split_sha256,
             "variants": [variant.as_dict() for variant in self.variants],
             "notes": list(self.notes),
+            **({"reference": published} if published else {}),
+            **own_numbers(get_scorer(self.package.manifest.metric.scorer), first.metrics),
         }
 
     def as_text(self) -> str:
@@ -122,18 +130,12 @@ class EvaluateResult:
         head = f"{self.dataset.name}{split}: {len(first.scores)} cases, content {first.dataset_sha256[:12]}…"
         names = [f"{v.precision} on {v.evaluation.engine}" for v in self.variants]
         lines = [head, "", ", ".join(names)]
-        if len(self.variants) == 1:
-            lines.append(scorer.table(first.metrics))
-        else:
-            rows = [
-                [name, *(f"{v.evaluation.metrics[name]:.4f}" for v in self.variants), scorer.explain(name)]
-                for name in first.metrics
-            ]
-            lines.append(columns(["", *(v.precision for v in self.variants), ""], rows))
+        lines += metric_lines(scorer, self.variants, self.form)
         lines += (
             ["", *(_drop_line(v.evaluation, v.drop) for v in self.variants if v.drop)] if len(self.variants) > 1 else []
         )
         lines += batch_lines(self.variants, getattr(scorer, "TABLE", ()))
+        lines += ["", published] if (published := label_maps.reference_text(self)) else []
         lines += [f"failed: {case}: {text}" for v in self.variants for case, text in v.evaluation.failures]
         lines += ["", *remarks] if (remarks := getattr(scorer, "REMARKS", ())) else []
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)]).rstrip()
@@ -157,8 +159,16 @@ def evaluate(
     record: bool = True,
     tiles: TileOptions | None = None,
     splits: Path | str | None = None,
-    format: Literal["v1", "v2"] | None = None,
+    format: Literal["v1", "v2", "0.x", "1.x"] | None = None,
     surface_mm: float | None = None,
+    previous_stage: Path | str | None = None,
+    metrics: Sequence[str] = (),
+    unknown: str | None = None,
+    folders: FolderOptions | None = None,
+    limit: int | None = None,
+    predictions: Path | str | None = None,
+    tta: str | None = None,
+    tta_ratios: Sequence[float] | None = None,
     progress: Progress | None = None,
 ) -> EvaluateResult:
     """Score a package on a data set with its own metric.
@@ -167,16 +177,21 @@ def evaluate(
     cases. ``batch`` may hold several, each scored (pictures a call, of volumes windows a call). ``tiles`` changes how
     windows of volumes are run; ``splits`` is nnU-Net's splits_final file, by which cases that the network was trained on
     are told; ``format`` is whose summary.json is written for nnU-Net packages [the package's own]. ``surface_mm`` adds surface Dice at that
-    tolerance and HD95. ``record`` writes the numbers into the package's provenance. Raises DatasetError for faulty data or images
+    tolerance and HD95. ``previous_stage`` is a cascade's first package [the one beside it]. ``record`` writes the numbers into the package's provenance.
+    Of packages that give one class a pixel: ``metrics`` are mIoU, mDice, mFscore, ``unknown`` is what becomes of label ids
+    that are no class, ``folders`` how label maps are found and read, ``predictions`` a folder that gets each case's label
+    map, ``tta`` test-time augmentation (``tta_ratios``: its sizes). ``limit`` takes the first cases only. Raises DatasetError for faulty data or images
     that a variant was calibrated on; unreadable inputs are failures in the result, which ``failed`` tells.
     """
     opened = package if isinstance(package, Package) else open_package(package)
     scorer = get_scorer(opened.manifest.metric.scorer)
-    if format is not None and not hasattr(scorer, "summary_file"):
-        raise UsageError(
-            f"--format chooses nnU-Net's summary.json; this package is scored by {opened.manifest.metric.scorer}"
-        )
-    data = _open_data(dataset, layout, split, exclude, opened.manifest)
+    scored_by = opened.manifest.metric.scorer
+    if format is not None and format not in getattr(scorer, "FORMATS", ()):
+        chooses = "nnU-Net's summary.json" if format in ("v1", "v2") else "MMSegmentation's table"
+        raise UsageError(f"--format chooses {chooses}; this package is scored by {scored_by}")
+    scoring = {name: value for name, value in (("metrics", metrics), ("unknown", unknown)) if value}
+    check_scoring(scored_by, scoring)
+    data = label_maps.limited(_open_data(dataset, layout, split, exclude, opened.manifest, folders), limit)
     batches = [batch] if isinstance(batch, int) or batch is None else list(batch)
     wanted = [precision] if isinstance(precision, str) else list(precision)
     if not wanted:
@@ -186,8 +201,9 @@ def evaluate(
         "device": device,
         "threads": threads,
         "streams": streams,
-        "batch": batches[0] or BATCH,
+        "batch": batches[0] or default_batch(scored_by),
         "cache_dir": cache_dir,
+        **({"tta": tta, "tta_ratios": tta_ratios} if tta else {}),
     }
     variants: list[VariantScore] = []
     reference = Reference()
@@ -196,14 +212,21 @@ def evaluate(
         with Predictor.open(opened, precision=name, **options) as predictor:
             if any(v.precision == predictor.precision for v in variants):
                 continue  # `auto` chose one that was named too
-            if tiles is not None and hasattr(predictor, "tiles"):
-                predictor.tiles = tiles
-            variants.append(_score(predictor, data, batches, reference, variants, gallery, surface_mm, progress))
+            if isinstance(predictor, VolumePredictor):
+                predictor.tiles = tiles or predictor.tiles
+                predictor.progress = _windows(predictor, data, progress)
+                predictor.previous_package = None if previous_stage is None else Path(previous_stage)
+            kept = _kept_in(predictions, predictor.precision, len(wanted))
+            how = scoring | ({} if surface_mm is None else {"surface_mm": surface_mm})
+            variants.append(_score(predictor, data, batches, reference, variants, gallery, how, kept, progress))
     notes = list(dict.fromkeys([*data.notes, *(note for v in variants for note in v.evaluation.notes)]))
     root = None if isinstance(dataset, Dataset) else Path(dataset)
-    if (seen := training_note(opened.manifest.options, data, root, splits)) is not None:
+    seen = training_note(opened.manifest.options, data, root, splits) or picture_note(opened.provenance(), data, root)
+    if seen is not None:
         notes.insert(0, seen)
-    if record:
+    if tta is not None:
+        notes.append(f"with test-time augmentation {tta}; such numbers are not recorded in the package")
+    if record and tta is None:
         opened = _record(opened, data, variants, notes)
     result = EvaluateResult(
         package=opened,
@@ -211,6 +234,7 @@ def evaluate(
         variants=tuple(variants),
         notes=tuple(notes),
         output=Path(output) if output else None,
+        form=format,
     )
     if result.output is not None:
         write_evaluation(result, result.output, options, gallery)
@@ -219,15 +243,26 @@ def evaluate(
     return result
 
 
+def _windows(predictor: VolumePredictor, data: Dataset, progress: Progress | None) -> Progress | None:
+    """Progress window by window: a case of a large volume is minutes."""
+    if progress is None:
+        return None
+    places = {case: f" ({number} of {len(data.ids)})" for number, case in enumerate(data.ids, start=1)}
+    return lambda done, total, case: progress(done, total, f"{predictor.precision}: {case}{places.get(case, '')}")
+
+
 def _open_data(
     dataset: Dataset | Path | str,
     layout: str | None,
     split: str | Path | None,
     exclude: Sequence[str],
     manifest: Manifest,
+    folders: FolderOptions | None = None,
 ) -> Dataset:
     if isinstance(dataset, Dataset):
         return dataset
+    if manifest.metric.scorer == "mmseg":
+        return label_maps.open_labels(dataset, layout, split, tuple(exclude), folders, manifest)
     if layout is None and manifest.metric.scorer == "sod" and is_sod(Path(dataset)):
         layout = "sod"  # images/ + masks/ is one of its layouts too
     classes = manifest.network.outputs[0].channels
@@ -242,13 +277,16 @@ def _score(
     reference: Reference,
     before: Sequence[VariantScore],
     gallery: VolumeGallery | None,
-    surface_mm: float | None,
+    scoring: Mapping[str, Any],
+    predictions: Path | None,
     progress: Progress | None,
 ) -> VariantScore:
     agreement: dict[str, float] = {}
 
     def keep(case: Case, prediction: Any, score: CaseScore) -> None:
         reference.keep(case.id, prediction)
+        if predictions is not None:
+            label_maps.write_prediction(predictions, case, prediction)
         if gallery is not None:
             gallery.add(predictor.precision, case, prediction, None)
 
@@ -256,16 +294,18 @@ def _score(
         share = reference.agreement(case.id, prediction)
         if share is not None:
             agreement[case.id] = share
+        if predictions is not None:
+            label_maps.write_prediction(predictions, case, prediction)
         if gallery is not None:
             gallery.add(predictor.precision, case, prediction, reference.labels(case.id))
 
     def tell(done: int, total: int, text: str) -> None:
-        if progress is not None:
+        if progress is not None and not isinstance(predictor, VolumePredictor):  # volumes tell their windows
             progress(done, total, f"{predictor.precision}: {text}")
 
     is_reference = predictor.precision == "fp32"
     on_case = keep if is_reference else compare
-    found = evaluate_cases(predictor, data, batch=batches[0], on_case=on_case, surface_mm=surface_mm, progress=tell)
+    found = evaluate_cases(predictor, data, batch=batches[0], on_case=on_case, scoring=scoring, progress=tell)
     again = {b: evaluate_cases(predictor, data, batch=b, progress=tell).metrics for b in batches[1:] if b is not None}
     fp32 = next((v.evaluation for v in before if v.precision == "fp32"), None)
     comparable = fp32 is not None and [s.id for s in fp32.scores] == [s.id for s in found.scores]
@@ -278,6 +318,13 @@ def _score(
         kind=kind_of(predictor.manifest),
         by_batch={batches[0]: found.metrics, **again} if batches[0] is not None else {},
     )
+
+
+def _kept_in(predictions: Path | str | None, precision: str, precisions: int) -> Path | None:
+    """The folder of one precision's label maps: one below it for each, where there are several."""
+    if predictions is None:
+        return None
+    return Path(predictions) / precision if precisions > 1 else Path(predictions)
 
 
 def _executed(predictor: Predictor, data: Dataset, found: Evaluation) -> Executed:

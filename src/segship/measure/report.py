@@ -19,7 +19,7 @@ import numpy as np
 
 from segship.errors import InputError, SegshipError, UsageError
 from segship.inference.writers import write_bytes
-from segship.measure import curves, figures, story
+from segship.measure import curves, figures, label_report, story
 from segship.measure.rundir import BENCHMARK, EVALUATION, PACKAGE, REPORT, SUMMARY
 from segship.metrics import SCORERS, get_scorer
 from segship.package import Package, open_package
@@ -93,6 +93,10 @@ def gather(folder: Path) -> dict[str, Any]:
         "batches": sorted({int(b) for v in variants for b in v.get("latency_ms") or {}}),
         "file_batches": sorted({int(b) for v in variants for b in v.get("files_per_second") or {}}),
     }
+    precisions = list(dict.fromkeys(v["precision"] for v in variants))
+    data["classes"] = label_report.class_table(evaluation_folder, precisions, package)
+    data["confusions"] = label_report.confusions(evaluation_folder, precisions[0]) if precisions else []
+    data["published"] = summary.get("reference") or []
     data["scores"] = _score_table(data)
     data["batch_table"] = _batch_table(data)
     data["plots"] = _plots(data, cases) | _curve_plots(data, evaluation_folder)
@@ -173,7 +177,8 @@ def _score_table(data: Mapping[str, Any]) -> dict[str, Any] | None:
     if not rows or not (hasattr(scorer, "mean_curves") or hasattr(scorer, "TABLE")):
         return None
     order = {name: place for place, name in enumerate(scorer.METRICS)}  # JSON keeps names in alphabetic order
-    found = sorted(rows[0]["metrics"], key=lambda name: (order.get(name, len(order)), name))
+    names = [name for name in rows[0]["metrics"] if "." not in name]  # classes have a table of their own
+    found = sorted(names, key=lambda name: (order.get(name, len(order)), name))
     return {
         "names": [story.name_of(row, data["variants"]) for row in rows],
         "lower": next((name for name in LOWER_IS_BETTER if name in found), None),
@@ -260,6 +265,7 @@ def _pictures(folder: Path) -> dict[str, Any]:
     """pictures.json with every panel as a data URI."""
     about = _read_json(folder / "pictures.json") or {}
     found: dict[str, Any] = {"precision": about.get("precision"), "kind": about.get("kind", "labels")}
+    found["exclusive"] = bool(about.get("exclusive"))
     for kind in ("examples", "worst", "disagreements"):
         found[kind] = [
             {**entry, "panels": {n: _data_uri(folder / "pictures" / Path(f).name) for n, f in entry["panels"].items()}}

@@ -67,6 +67,7 @@ def run_summary(
         "benchmark": {**times["options"], "inputs": times["inputs"]} if times else None,
         "unit": times.get("unit", "image"),
         "environment": times.get("environment") or scores.get("environment") or environment(),
+        **({"reference": scores["reference"]} if scores.get("reference") else {}),
         "notes": list(dict.fromkeys([*notes, *scores.get("notes", ()), *times.get("notes", ())])),
     }
 
@@ -102,13 +103,12 @@ def _row(scored: Data | None, timed: Data | None) -> dict[str, Any]:
             key: timed[key]
             for key in ("precision", "engine", "device", "executed", "max_abs", "label_agreement", *_SPEED)
         }
-    if scored is not None:
         row |= {key: timed[key] for key in _VOLUME_SPEED if key in timed}
+    if scored is not None:
         row |= {**scored, "label_agreement": scored.get("label_agreement") or row.get("label_agreement")}
     return row
 
 
-class StepsFolder:
 def identity(source: Path) -> list[str]:
     """The content of a source: a file's hash, or those of a folder's files; of files below it, size and time."""
     if source.is_dir():
@@ -120,6 +120,7 @@ def identity(source: Path) -> list[str]:
     return [sha256_file(source)] if source.is_file() else [str(source)]
 
 
+class StepsFolder:
     """The run folder and its memory of which step was made from what."""
 
     def __init__(self, path: Path, again: bool) -> None:

@@ -7,7 +7,7 @@
     explain(name) -> str                          what a number is; also of numbers beyond METRICS (one a class)
     table(values, names=None) -> str              those numbers as lines for the terminal
     mean_curves(scores) -> dict[str, array]       optional: curves over all cases
-    pooled(scores) -> Pooled                      optional: numbers made of areas summed over cases (CaseScore.areas)
+    summed(scores) -> Pooled                      optional: numbers made of areas summed over cases (CaseScore.areas)
     compare(by_name) -> (header, rows)            optional: the table of several precisions side by side
     as_upstream(values) -> dict                   optional: what --json prints in the place of ``metrics``, and more
     FORMATS: tuple[str, ...]                      optional: whose forms ``table(…, form=…)`` or summary_file can write

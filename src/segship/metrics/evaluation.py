@@ -146,7 +146,7 @@ def evaluate_cases(
         notes=scorer.notes(scores) if hasattr(scorer, "notes") else (),
         undefined=getattr(scorer, "UNDEFINED", {}),
         batch=batch,
-        pooled=scorer.pooled(scores) if hasattr(scorer, "pooled") else None,
+        pooled=scorer.summed(scores) if hasattr(scorer, "summed") else None,
         confusion=confusion,
     )
 

@@ -29,7 +29,7 @@ from segship.datasets import Case
 from segship.datasets.dsb2018_splits import some
 from segship.errors import DatasetError, UsageError
 from segship.inference.prediction import Prediction
-from segship.manifest import Recipe
+from segship.manifest import Recipe, Threshold
 from segship.metrics.confusion import confusion
 from segship.metrics.mmseg_tables import class_table, percent, summary_line, summary_table
 from segship.metrics.scores import Areas, CaseScore, Pooled, without_nan
@@ -221,15 +221,18 @@ def settings_of(
     if recipe.metric.name in GROUPS and recipe.metric.name not in named:
         named.append(recipe.metric.name)
     nan = options.get("nan_to_num")
+    pairs = [(label.id, label.name) for label in recipe.labels]
+    if isinstance(recipe.decode.decision, Threshold) and not any(number == 0 for number, _ in pairs):
+        pairs.insert(0, (0, "background"))  # what no threshold finds
     settings = Settings(
-        classes=tuple(label.name for label in recipe.labels),
+        classes=tuple(name for _, name in pairs),
         metrics=tuple(dict.fromkeys(named)),
         beta=float(options.get("beta", 1.0)),
         nan_to_num=None if nan is None else float(nan),
         ignore=int(options.get("ignore_index", IGNORE)),
         unknown=unknown or "error",
     )
-    return settings, tuple(label.id for label in recipe.labels)
+    return settings, tuple(number for number, _ in pairs)
 
 
 def as_places(labels: NDArray[np.generic], ids: Sequence[int], ignore: int) -> NDArray[np.generic]:
@@ -289,7 +292,7 @@ def summarise(scores: Sequence[CaseScore]) -> dict[str, float]:
     return summary
 
 
-def pooled(scores: Sequence[CaseScore]) -> Pooled:
+def summed(scores: Sequence[CaseScore]) -> Pooled:
     """All the means are made of summed areas."""
     settings = total(scores)[1]
 
