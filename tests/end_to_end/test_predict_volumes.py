@@ -197,6 +197,7 @@ def test_every_broken_case_is_one_line_and_the_others_are_done(segship, volumes,
     values[3, 4, 5] = np.nan
     nibabel.save(nibabel.Nifti1Image(values, AFFINE), folder / "nan_0000.nii.gz")
     damage(folder / "spacing_0000.nii.gz", pixdim=[1, 1.5, np.nan, 2, 1, 1, 1, 1])
+    damage(folder / "nought_0000.nii.gz", pixdim=[1, 1.5, 0, 2, 1, 1, 1, 1])
     write_case(folder / "surplus_0000.nii.gz", 3)
     write_case(folder / "surplus_0001.nii.gz", 3)
     outcome = run(segship, volumes, "-i", folder, "-o", tmp_path / "out")
@@ -208,7 +209,8 @@ def test_every_broken_case_is_one_line_and_the_others_are_done(segship, volumes,
         "cut": "cannot be unpacked",
         "text": "is no NIfTI file",
         "nan": "1 NaN or infinite values, the first at (channel, z, y, x) = (0, 5, 4, 3)",
-        "spacing": "spacing",
+        "spacing": "has the spacing (2.0, nan, 1.5); it must be positive",
+        "nought": "has voxels of 1.5 x 0 x 2 mm; the spacing must be positive",
         "surplus": "surplus_0001.nii.gz is one channel too many",
     }
     assert len(failures) == len(says), outcome.err
@@ -273,6 +275,10 @@ def test_memory_is_bounded_with_numbers(segship, volumes, tmp_path):
         (["--overlay"], "--overlay is for packages of pictures"),
         (["--prev-stage-predictions", "nowhere"], "continues no other"),
         (["-num_parts", "2", "-part_id", "2"], "part_id counts from 0"),
+        (["-num_parts", "2"], "say which part this is: --part-id 0 to 1"),
+        (["--time-budget", "0"], "--time-budget takes seconds above 0"),
+        (["--time-budget", "0.0001"], "no setting keeps to 0.0001 s a case"),
+        (["--previous-stage", "nowhere"], "continues no other"),
     ],
 )
 def test_options_that_do_not_fit(segship, volumes, tmp_path, words, says):
@@ -280,6 +286,33 @@ def test_options_that_do_not_fit(segship, volumes, tmp_path, words, says):
     outcome = run(segship, volumes, "-i", tmp_path / "in", "-o", tmp_path / "out", *words)
     assert outcome.code == 2
     assert says in outcome.error
+
+
+def test_a_time_budget_is_told_and_kept_to(segship, volumes, tmp_path):
+    write_case(tmp_path / "in" / "a_0000.nii.gz", 1)
+    outcome = run(segship, volumes, "-i", tmp_path / "in", "-o", tmp_path / "out", "--time-budget", "600")
+    assert outcome.code == 0, outcome.err
+    assert "gives up nothing; about " in outcome.err
+    assert "<- runs" in outcome.err
+    kept = json.loads((tmp_path / "out" / "time-budget.json").read_text())
+    assert kept["rows"][0]["gives_up"] == []
+    assert kept["chosen"]["mirror_axes"] == kept["rows"][0]["mirror_axes"] != []
+    told = run(segship, volumes, "-i", tmp_path / "in", "-o", tmp_path / "b", "--time-budget", "600", "-q", "--json")
+    assert json.loads(told.out)["time_budget"]["seconds"] == 600
+    assert "time budget of 600 s a case: gives up nothing" in told.err, "never silently"
+
+
+def test_what_is_not_there_is_an_unusable_argument(segship, volumes, tmp_path):
+    write_case(tmp_path / "in" / "a_0000.nii.gz", 1)
+    for words in (
+        ("predict", tmp_path / "none.segship", "-i", tmp_path / "in", "-o", tmp_path / "out"),
+        ("predict", volumes, "-i", tmp_path / "none", "-o", tmp_path / "out"),
+        ("evaluate", volumes, tmp_path / "none"),
+        ("export", tmp_path / "none", "-o", tmp_path / "x.segship"),
+    ):
+        outcome = segship(*words)
+        assert outcome.code == 2, words
+        assert "none" in outcome.error
 
 
 def test_labels_never_take_their_cases_place(segship, volumes, tmp_path):

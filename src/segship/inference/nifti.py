@@ -124,6 +124,7 @@ def parse_header(block: bytes, name: str) -> NiftiHeader:
     try:
         with LoggingOutputSuppressor():  # what it mends (a negative voxel size …) is not the user's to read here
             header = kind(binaryblock=block[:size], check=True)
+            written = kind(binaryblock=block[:size], check=False)["pixdim"][1:4]
         shape = tuple(int(side) for side in header.get_data_shape())
         slope, intercept = header.get_slope_inter()
         dtype, zooms, affine = header.get_data_dtype(), header.get_zooms(), header.get_best_affine()
@@ -141,6 +142,9 @@ def parse_header(block: bytes, name: str) -> NiftiHeader:
         shape = shape[:-1]
     if len(shape) < 2 or min(shape) < 1 or not np.isfinite(affine).all():
         raise InputError(f"{name} declares a grid of {shape} voxels; {_COPY_AGAIN}")
+    if any(zoom == 0 and side > 1 for zoom, side in zip(written, shape, strict=False)):  # nibabel would make it 1
+        sizes_mm = " x ".join(f"{zoom:g}" for zoom in written)
+        raise InputError(f"{name} has voxels of {sizes_mm} mm; the spacing must be positive, correct the file's header")
     directions = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0).clip(1e-12)
     return NiftiHeader(
         block=block[:size],
