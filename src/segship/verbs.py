@@ -12,7 +12,9 @@ from segship.inference.predictor import Predictor
 from segship.package import Package, open_package
 
 if TYPE_CHECKING:
+    from segship.datasets.cityscapes_prepare import CityscapesPreparation
     from segship.datasets.dsb2018 import Preparation
+    from segship.datasets.kits19_prepare import Preparation as KitsPreparation
     from segship.inference.batch import PredictSummary
     from segship.inference.outputs import PredictOptions
     from segship.inference.volume_batch import CaseOptions
@@ -21,8 +23,11 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int, int, str], None]
 
-TRAINERS = {"unetplusplus": "UNet++ and U-Net on 2D images (needs segship[train])"}
-DATA_SETS = ("dsb2018",)
+TRAINERS = {
+    "unetplusplus": "UNet++ and U-Net on 2D images (needs segship[train])",
+    "unet3d_mlperf": "the MLPerf 3D U-Net on KiTS19 (needs segship[train])",
+}
+DATA_SETS = ("dsb2018", "cityscapes", "kits19")
 BATCH = 8
 """images per inference where the options leave it open"""
 
@@ -74,14 +79,34 @@ def inspect(package: Package | Path | str) -> dict[str, Any]:
 
 
 def prepare(
-    name: str, source: Path | str, out: Path | str, *, size: int = 96, progress: Progress | None = None
-) -> Preparation:
-    """Write the public data set ``name`` ("dsb2018") in its world's own layout, ``size`` × ``size`` pixels.
+    name: str,
+    source: Path | str,
+    out: Path | str | None = None,
+    *,
+    size: int | None = None,
+    progress: Progress | None = None,
+    **options: Any,
+) -> Preparation | CityscapesPreparation | KitsPreparation:
+    """Write the public data set ``name`` (DATA_SETS) in its world's own layout; dsb2018 with ``size`` × ``size`` pixels
+    [96]. kits19 takes the options of `datasets.kits19_folder.prepare_folders`, and may do without ``out``.
 
     Raises UsageError for a data set that is not known, DatasetError for what cannot be read, OutputError.
     """
     if name not in DATA_SETS:
         raise UsageError(f"no data set is called '{name}'; there are: {', '.join(DATA_SETS)}")
+    if name == "kits19":
+        from segship.datasets.kits19_folder import prepare_folders
+
+        return prepare_folders(source, out, **options, **({} if size is None else {"size": size}), progress=progress)
+    if options:
+        raise UsageError(f"'prepare {name}' has no option '{next(iter(options))}'; leave it out")
+    if out is None:
+        raise UsageError(f"name the folder to write: segship prepare {name} SOURCE OUT")
+    if name == "cityscapes":
+        from segship.datasets.cityscapes_prepare import prepare as prepare_cityscapes
+
+        return prepare_cityscapes(source, out, progress=progress)
+    size = 96 if size is None else size
     if size < 1:
         raise UsageError(f"the size must be positive, got {size}")
     from segship.datasets.dsb2018 import prepare as prepare_dsb2018
@@ -89,25 +114,33 @@ def prepare(
     return prepare_dsb2018(source, out, size=size, progress=progress)
 
 
-def train(world: str, *, progress: bool = True, **options: Any) -> TrainingResult:
-    """Train a network of ``world`` ("unetplusplus"); ``options`` are the fields of ``training_options(world)``.
+def train(world: str, *, progress: bool = True, **options: Any) -> TrainingResult | Unet3dResult:
+    """Train a network of ``world`` (see TRAINERS); ``options`` are the fields of ``training_options(world)``.
 
     Raises UsageError, DatasetError or OutputError with what to do, EngineMissing where torch is not installed.
     """
     kind = training_options(world)
-    from segship.training.unetplusplus import train_unetplusplus
-
     unknown = sorted(set(options) - {entry.name for entry in fields(kind)})
     if unknown:
         raise UsageError(f"training has no option '{unknown[0]}'; `segship train {world} --help` lists them")
+    if world == "unet3d_mlperf":
+        from segship.training.unet3d_mlperf import train_unet3d
+
+        return train_unet3d(kind(**options), progress=progress)
+    from segship.training.unetplusplus import train_unetplusplus
+
     return train_unetplusplus(kind(**options), progress=progress)
 
 
-def training_options(world: str) -> type[UnetPlusPlusOptions]:
+def training_options(world: str) -> type[Any]:
     """The options of a world's trainer, a dataclass. UsageError, or EngineMissing where torch is not installed."""
     if world not in TRAINERS:
         raise UsageError(f"no world that trains here is called '{world}'; there are: {', '.join(TRAINERS)}")
     try:
+        if world == "unet3d_mlperf":
+            from segship.training.mlperf_options import Unet3dOptions
+
+            return Unet3dOptions
         from segship.training.options import UnetPlusPlusOptions
     except ModuleNotFoundError as error:
         raise EngineMissing(f"training needs {error.name}; type: pip install 'segship[train]'") from None

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import logging
-import types
-import typing
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -13,75 +10,9 @@ import click
 
 from segship import verbs
 from segship.cli.options import print_json, progress_bar, with_output
+from segship.cli.prepare_kits19 import prepare_kits19
+from segship.cli.training_options import TrainingCommand, options_from
 from segship.verbs import TRAINERS
-
-
-class _Word(click.ParamType):
-    """true/false in any case, also 1/0, yes/no."""
-
-    name = "true|false"
-
-    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
-        return self.name
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> bool:
-        if isinstance(value, bool):
-            return value
-        word = str(value).strip().lower()
-        if word in ("true", "1", "yes"):
-            return True
-        if word in ("false", "0", "no"):
-            return False
-        self.fail(f"'{value}' is neither true nor false", param, ctx)
-
-
-class _Choice(click.ParamType):
-    """One of a few names, in any case."""
-
-    def __init__(self, choices: tuple[str, ...]) -> None:
-        self.choices = choices
-        self.name = "choice"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        for choice in self.choices:
-            if str(value).lower() == choice.lower() or str(value).lower() == choice.lower().removesuffix("lr"):
-                return choice
-        self.fail(f"'{value}' is not one of {', '.join(self.choices)}", param, ctx)
-
-
-# `--resume` alone reads better than `--resume true`; upstream's own booleans stay words.
-_SWITCHES = frozenset({"resume", "hard_targets"})
-
-
-def options_from(dataclass_type: type) -> list[click.Option]:
-    """One click option per field: both `--input_w` and `--input-w`, the field's further flags, its help and default."""
-    types_of = typing.get_type_hints(dataclass_type)
-    options = []
-    for entry in fields(dataclass_type):
-        flags = list(
-            dict.fromkeys([f"--{entry.name.replace('_', '-')}", f"--{entry.name}", *_both(entry.metadata["flags"])])
-        )
-        kind = types_of[entry.name]
-        plain = (
-            next((t for t in typing.get_args(kind) if t is not types.NoneType), kind) if typing.get_args(kind) else kind
-        )
-        arguments: dict[str, Any] = {"help": entry.metadata["help"], "default": entry.default, "show_default": True}
-        if entry.name in _SWITCHES:
-            arguments |= {"is_flag": True, "show_default": False}
-        elif entry.metadata["choices"]:
-            arguments |= {"type": _Choice(entry.metadata["choices"]), "metavar": "|".join(entry.metadata["choices"])}
-        elif kind == tuple[str, ...]:
-            arguments |= {"multiple": True, "type": str, "show_default": False}
-        else:
-            arguments["type"] = {bool: _Word(), int: int, float: float, Path: click.Path(path_type=Path)}.get(
-                plain, str
-            )
-        options.append(click.Option([entry.name, *flags], **arguments))
-    return options
-
-
-def _both(flags: tuple[str, ...]) -> list[str]:
-    return [spelling for flag in flags for spelling in (flag, flag[:2] + flag[2:].replace("_", "-"))]
 
 
 class _Named(click.Group):
@@ -112,6 +43,15 @@ class _Trainers(_Named):
             formatter.write_dl(list(TRAINERS.items()))
 
 
+_ABOUT = {
+    "unetplusplus": "Train UNet++ or U-Net. Flags and defaults are those of 4uiiurz1/pytorch-nested-unet's train.py "
+    "(underscores or dashes), then ours. Booleans are words: true, false.",
+    "unet3d_mlperf": "Train the MLPerf 3D U-Net on cases that `segship prepare kits19` wrote, or score a checkpoint "
+    "(--load_ckpt_path). Flags are those of mlcommons/training's retired_benchmarks/unet3d, defaults those of its "
+    "run_and_time.sh, then ours. Several devices: --devices N, or start it with torchrun.",
+}
+
+
 class _DataSets(_Named):
     noun = "data set that segship prepares"
 
@@ -130,12 +70,8 @@ def _trainer(world: str) -> click.Command:
         return 0
 
     command = with_output(
-        click.Command(
-            world,
-            callback=callback,
-            params=list(options_from(verbs.training_options(world))),
-            help="Train UNet++ or U-Net. Flags and defaults are those of 4uiiurz1/pytorch-nested-unet's train.py "
-            "(underscores or dashes), then ours. Booleans are words: true, false.",
+        TrainingCommand(
+            world, callback=callback, params=list(options_from(verbs.training_options(world))), help=_ABOUT[world]
         )
     )
     command.params.sort(key=lambda p: p.name in ("as_json", "quiet", "verbose"))
@@ -156,6 +92,24 @@ def prepare_dsb2018(source: Path, out: Path, size: int, as_json: bool, quiet: bo
     """SOURCE (stage1_train.zip or its folder) -> OUT/images and OUT/masks/0, as upstream's preprocessing writes them."""
     with progress_bar(quiet) as progress:
         summary = verbs.prepare("dsb2018", source, out, size=size, progress=progress)
+    if as_json:
+        print_json(vars(summary))
+    elif not quiet:
+        click.echo(str(summary))
+
+
+prepare.add_command(prepare_kits19)
+
+
+@prepare.command("cityscapes", short_help="Cityscapes: leftImg8bit and gtFine, zips or unpacked")
+@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+@with_output
+def prepare_cityscapes(source: Path, out: Path, as_json: bool, quiet: bool, verbose: bool) -> None:
+    """SOURCE (a folder of leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip, or unpacked) -> OUT/leftImg8bit and
+    OUT/gtFine/…_gtFine_labelTrainIds.png. OUT may be SOURCE. Run again, finished files are kept."""
+    with progress_bar(quiet) as progress:
+        summary = verbs.prepare("cityscapes", source, out, progress=progress)
     if as_json:
         print_json(vars(summary))
     elif not quiet:

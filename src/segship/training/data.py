@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import cv2
 import numpy as np
@@ -25,6 +25,7 @@ from segship.training import augment
 Augmentation = Literal["upstream", "strong", "none"]
 Arrays = tuple[NDArray[np.uint8], NDArray[np.uint8]]
 Pair = tuple[NDArray[np.float32], NDArray[np.float32]]
+Made = TypeVar("Made")
 CACHE_BYTES = 2 * 2**30  # decoded images kept in memory; the rest is read again each epoch
 
 
@@ -117,14 +118,18 @@ def batches(
         pairs = [samples.sample(epoch, int(index)) for index in indices]
         return np.stack([pair[0] for pair in pairs]), np.stack([pair[1] for pair in pairs])
 
-    for inputs, targets in _ahead(make, order, workers) if workers > 0 else map(make, order):
+    for inputs, targets in ahead(make, order, workers):
         yield torch.from_numpy(inputs).contiguous(memory_format=torch.channels_last), torch.from_numpy(targets)
 
 
-def _ahead(
-    make: Callable[[NDArray[np.int64]], Pair], order: Sequence[NDArray[np.int64]], workers: int
-) -> Iterator[Pair]:
-    waiting: deque[Future[Pair]] = deque()
+def ahead(
+    make: Callable[[NDArray[np.int64]], Made], order: Sequence[NDArray[np.int64]], workers: int
+) -> Iterator[Made]:
+    """``make`` of each entry of ``order``, in that order, by ``workers`` threads that stay ahead; 0 makes it when asked."""
+    if workers <= 0:
+        yield from map(make, order)
+        return
+    waiting: deque[Future[Made]] = deque()
     remaining = iter(order)
     with ThreadPoolExecutor(workers, thread_name_prefix="samples") as pool:
         try:

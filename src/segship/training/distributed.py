@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -19,9 +21,6 @@ from torch import Tensor, nn
 
 from segship import errors
 from segship.errors import DeviceMissing
-
-if TYPE_CHECKING:
-    from segship.training.options import UnetPlusPlusOptions
 
 
 def inside() -> bool:
@@ -90,33 +89,73 @@ def same_weights(network: nn.Module) -> None:
             dist.broadcast(tensor, 0)
 
 
-def launch(options: UnetPlusPlusOptions, *, progress: bool) -> dict[str, Any]:
-    """Run ``options`` in ``options.devices`` processes under torchrun; returns the run's result.json.
+def gathered(found: dict[int, Any]) -> dict[int, Any]:
+    """The entries of all processes together."""
+    if world() == 1:
+        return found
+    parts: list[Any] = [None] * world()
+    dist.all_gather_object(parts, found)
+    return {key: value for part in parts for key, value in part.items()}
 
-    An error that a process met is raised here with its message.
+
+def from_first(value: Any) -> Any:
+    """The first process's ``value``, in all of them."""
+    if world() == 1:
+        return value
+    shared = [value]
+    dist.broadcast_object_list(shared, 0)
+    return shared[0]
+
+
+def barrier() -> None:
+    """Wait for all processes."""
+    if world() > 1:
+        dist.barrier()
+
+
+def die_with_parent() -> None:
+    """Ask Linux to end this process when the one that started it is gone: a killed run leaves none that trains on."""
+    with contextlib.suppress(Exception):
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+
+
+def launch(job: str, options: Any, *, progress: bool) -> dict[str, Any]:
+    """Run ``options`` in ``options.devices`` processes under torchrun; returns the result of the first.
+
+    ``job`` names the worker's function (see worker.JOBS), ``options`` is its dataclass. An error that a process met is
+    raised here with its message; when one is killed, torchrun ends the others and that is said.
     """
     if options.device != "cpu" and 0 < torch.cuda.device_count() < options.devices:
         raise DeviceMissing(f"--devices {options.devices}, but there are {torch.cuda.device_count()} CUDA devices")
     with tempfile.TemporaryDirectory(prefix="segship-train-") as folder:
-        job, answer = Path(folder) / "job.json", Path(folder) / "answer.json"
+        file = Path(folder) / "job.json"
         values = {entry.name: _plain(getattr(options, entry.name)) for entry in fields(options)}
-        job.write_text(json.dumps({"options": values, "progress": progress, "answer": str(answer)}), encoding="utf-8")
+        file.write_text(json.dumps({"job": job, "options": values, "progress": progress}), encoding="utf-8")
         threads = max(1, (os.cpu_count() or 1) // options.devices)
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
         done = subprocess.run(
-            [*command, str(options.devices), "-m", "segship.training.worker", str(job)],
+            [sys.executable, "-m", "segship.training.launcher", str(options.devices), str(file)],
             env={"OMP_NUM_THREADS": str(threads), **os.environ},
             check=False,
         )
-        said = json.loads(answer.read_text(encoding="utf-8")) if answer.is_file() else {}
-    if "error" in said:
-        raise getattr(errors, said["error"])(said["message"])
-    if done.returncode or "result" not in said:
-        raise errors.SegshipError(
-            f"torchrun ended with exit code {done.returncode}; its messages stand above. Go on with --resume"
-        )
-    result: dict[str, Any] = said["result"]
-    return result
+        answers = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(Path(folder).glob("answer-*.json"))]
+    return _result(answers, done.returncode)
+
+
+def _result(answers: list[dict[str, Any]], code: int) -> dict[str, Any]:
+    """The result among what processes and launcher wrote; else the user's error, else what ended the run."""
+    named = next((said for said in answers if "error" in said), None)
+    if named is not None:
+        raise getattr(errors, named["error"])(named["message"])
+    result = next((said["result"] for said in answers if "result" in said), None)
+    if code == 0 and result is not None:
+        return dict(result)
+    # the launcher's comes last in the list and knows who was first
+    causes = [said["ended"] for said in reversed(answers) if "ended" in said] or [
+        f"torchrun ended with exit code {code}"
+    ]
+    raise errors.SegshipError(
+        f"{causes[0]}; all processes were stopped. What was finished is kept: the same command with --resume goes on"
+    )
 
 
 def _plain(value: Any) -> Any:

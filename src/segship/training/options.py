@@ -30,9 +30,16 @@ UPSTREAM_FIELDS = (
 )  # fmt: skip
 
 
-def option(default: Any, help: str, *, choices: tuple[str, ...] | None = None, flags: tuple[str, ...] = ()) -> Any:
-    """A dataclass field that a command line can be generated from."""
-    return field(default=default, metadata={"help": help, "choices": choices, "flags": flags})
+def option(
+    default: Any,
+    help: str,
+    *,
+    choices: tuple[str, ...] | None = None,
+    flags: tuple[str, ...] = (),
+    switch: bool = False,
+) -> Any:
+    """A dataclass field that a command line can be generated from; a ``switch`` stands alone, without a value."""
+    return field(default=default, metadata={"help": help, "choices": choices, "flags": flags, "switch": switch})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +81,9 @@ class UnetPlusPlusOptions:
     train_list: Path | None = option(None, "text file of training ids; default every id outside the split")
     exclude: tuple[str, ...] = option((), "id to leave out of training; may be given more than once")
     augmentation: str = option("upstream", "augmentation of training images", choices=AUGMENTATIONS)
-    hard_targets: bool = option(False, "train on masks thresholded at a half instead of upstream's soft ones")
+    hard_targets: bool = option(
+        False, "train on masks thresholded at a half instead of upstream's soft ones", switch=True
+    )
     upsample: Upsampling = option("bilinear", "upsampling in the network", choices=get_args(Upsampling))
     precision: str = option("fp32", "arithmetic of training: fp32, or bf16 autocast", choices=PRECISIONS)
     ema: float = option(0.0, "decay of an averaged copy of the weights that is validated and saved; 0 none")
@@ -88,7 +97,7 @@ class UnetPlusPlusOptions:
     device: str = option("auto", "auto takes a CUDA device where there is one", choices=("auto", "cpu", "cuda"))
     devices: int = option(1, "processes, started through torchrun; the global batch stays the same")
     tensorboard: bool = option(True, "write TensorBoard event files beside log.csv")
-    resume: bool = option(False, "go on with the run in the output folder")
+    resume: bool = option(False, "go on with the run in the output folder", switch=True)
 
     def __post_init__(self) -> None:
         for entry in fields(self):

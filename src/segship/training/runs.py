@@ -38,7 +38,7 @@ def config_text(options: UnetPlusPlusOptions) -> str:
 def extra_text(options: UnetPlusPlusOptions) -> str:
     """segship.yml: every option that upstream does not know and that belongs to the run, not to this machine."""
     names = [entry.name for entry in fields(options) if entry.name not in {*UPSTREAM_FIELDS, *RESUMABLE}]
-    return str(yaml.safe_dump({name: _plain(getattr(options, name)) for name in names}, default_flow_style=False))
+    return str(yaml.safe_dump({name: plain(getattr(options, name)) for name in names}, default_flow_style=False))
 
 
 def read_config(path: Path) -> tuple[dict[str, Any], list[str]]:
@@ -70,7 +70,7 @@ def start_folder(folder: Path, options: UnetPlusPlusOptions) -> None:
 
 def options_record(options: UnetPlusPlusOptions) -> dict[str, Any]:
     """The options that decide a run's numbers, as plain values, for the state file."""
-    values = {entry.name: _plain(getattr(options, entry.name)) for entry in fields(options)}
+    values = {entry.name: plain(getattr(options, entry.name)) for entry in fields(options)}
     return {name: value for name, value in values.items() if name not in RESUMABLE}
 
 
@@ -109,7 +109,7 @@ def write_log(path: Path, rows: Sequence[Mapping[str, Any]], header: Sequence[st
     write_bytes(path, text.getvalue().encode())
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     if isinstance(value, Path):
         return str(value)
     return list(value) if isinstance(value, tuple) else value

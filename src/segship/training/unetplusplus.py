@@ -30,6 +30,7 @@ from segship.training import distributed, runs
 from segship.training.averages import average_of, recalibrate
 from segship.training.data import Samples, batches, training_order, validation_order
 from segship.training.losses import find_loss, mean_over_heads
+from segship.training.norms import separate, synchronise
 from segship.training.options import UnetPlusPlusOptions
 from segship.training.precision import autocast, bf16_advice, keep_ends_float32
 from segship.training.schedules import make_optimizer, make_scheduler, per_step
@@ -77,7 +78,7 @@ def train_unetplusplus(options: UnetPlusPlusOptions, *, progress: bool = True) -
     through torchrun. Raises UsageError, DatasetError or OutputError with what to do.
     """
     if options.devices > 1 and not distributed.inside():
-        values = distributed.launch(options, progress=progress)
+        values = distributed.launch("unetplusplus", options, progress=progress)
         return TrainingResult(**values | {"folder": Path(values["folder"]), "model": Path(values["model"])})
     dataset = dsb2018.open_dataset(
         options.data_path, image_suffix=options.img_ext, mask_suffix=options.mask_ext, num_classes=options.num_classes
@@ -158,6 +159,7 @@ def _train(
             len(samples.cases), len(held_out.cases), split.name, split.sha256[:12], options.best_metric,
         )  # fmt: skip
         bf16_advice(options.precision, device, log)
+    synchronise(run.network)
     wrapped = distributed.wrap(run.network, device)
     plain = replace(samples, augmentation="none", cache={})
     writer = _writer(options, run.next_epoch) if first else None
@@ -235,7 +237,7 @@ def _one_epoch(
     order = training_order(options.seed, epoch, len(samples.cases), options.batch_size)
     mine = [indices[distributed.rank() :: distributed.world()] for indices in order]
     wrapped.train()
-    sums = torch.zeros(3, dtype=torch.float64)
+    steps: list[list[float]] = []  # images, loss times images, pixels in both masks, pixels in either
     loader = batches(samples, mine, epoch=epoch, workers=options.num_workers)
     bar = tqdm(loader, total=len(mine), desc=f"epoch {epoch}", leave=False, disable=None if progress else True)
     for inputs, target in bar:
@@ -256,11 +258,10 @@ def _one_epoch(
             run.scheduler.step()
         with torch.no_grad():
             both, either = overlaps(logits, target)
-            sums += torch.tensor(
-                [len(target), len(target) * loss.item(), len(target) * float(iou(both.sum(), either.sum()))]
-            )
-    count, loss_sum, iou_sum = distributed.add(sums).tolist()
-    return loss_sum / count, iou_sum / count
+            steps.append([len(target), len(target) * loss.item(), float(both.sum()), float(either.sum())])
+    images, losses, both, either = distributed.add(torch.tensor(steps, dtype=torch.float64)).unbind(1)
+    count = images.sum()
+    return float(losses.sum() / count), float((images * iou(both, either)).sum() / count)
 
 
 def validate(options: UnetPlusPlusOptions, network: nn.Module, held_out: Samples, device: torch.device) -> Scores:
@@ -291,6 +292,7 @@ def _for_validation(options: UnetPlusPlusOptions, run: _Run, plain: Samples, dev
     if not options.recalibrate:
         return network
     copied = copy.deepcopy(network)
+    separate(copied)  # every process measures on the same batches
     order = training_order(options.seed, 0, len(plain.cases), options.batch_size)[: options.recalibrate]
     loader = batches(plain, order, workers=options.num_workers)
     with autocast(options.precision, device):

@@ -10,28 +10,45 @@ from typing import Any
 
 from segship.errors import SegshipError
 from segship.training import distributed
-from segship.training.options import UnetPlusPlusOptions
-from segship.training.unetplusplus import train_unetplusplus
 
 
 def main(job_file: str) -> int:
-    """Train by the job's options; its result, or a user's error, goes into the job's answer file."""
+    """Train by the job's options; its result, or what went wrong, goes into this process's answer file."""
+    distributed.die_with_parent()
     job = json.loads(Path(job_file).read_text(encoding="utf-8"))
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    answer = Path(job["answer"])
+    rank = distributed.launched_rank()
+    answer = Path(job_file).with_name(f"answer-{rank}.json")
     try:
-        result = train_unetplusplus(_options(job["options"]), progress=job["progress"])
+        result = JOBS[job["job"]](job["options"], job["progress"])
     except SegshipError as error:
         _write(answer, {"error": type(error).__name__, "message": str(error)})
         return error.exit_code
-    if distributed.launched_rank() == 0:
-        _write(answer, {"result": result.as_dict()})
+    except RuntimeError as error:  # also what a process sees when another one has gone
+        _write(answer, {"ended": f"process {rank} stopped: {' '.join(str(error).split())[:300]}"})
+        return 1
+    if rank == 0:
+        _write(answer, {"result": result})
     return 0
 
 
-def _options(values: dict[str, Any]) -> UnetPlusPlusOptions:
+def _unetplusplus(values: dict[str, Any], progress: bool) -> dict[str, Any]:
+    from segship.training.options import UnetPlusPlusOptions
+    from segship.training.unetplusplus import train_unetplusplus
+
     paths = {name: Path(values[name]) for name in ("data", "output", "train_list") if values[name] is not None}
-    return UnetPlusPlusOptions(**values | paths | {"exclude": tuple(values["exclude"])})
+    options = UnetPlusPlusOptions(**values | paths | {"exclude": tuple(values["exclude"])})
+    return train_unetplusplus(options, progress=progress).as_dict()
+
+
+def _unet3d(values: dict[str, Any], progress: bool) -> dict[str, Any]:
+    from segship.training.mlperf_options import Unet3dOptions
+    from segship.training.unet3d_mlperf import train_unet3d
+
+    return train_unet3d(Unet3dOptions.from_plain(values), progress=progress).as_dict()
+
+
+JOBS = {"unetplusplus": _unetplusplus, "unet3d_mlperf": _unet3d}
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
