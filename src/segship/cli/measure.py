@@ -35,7 +35,9 @@ _UNKNOWN = click.option(
 @click.argument("package", type=click.Path())
 @click.argument("dataset", type=click.Path())
 @click.option(
-    "--layout", default=None, help="dsb2018, prepared, folders, sod, nnunet, msd, cityscapes or mmseg [recognised]."
+    "--layout",
+    default=None,
+    help="dsb2018, prepared, folders, sod, nnunet, msd, cityscapes, mmseg or kits19 [recognised].",
 )
 @click.option(
     "--split",
@@ -74,6 +76,11 @@ _UNKNOWN = click.option(
 )
 @_METRICS
 @_UNKNOWN
+@click.option(
+    "--score",
+    type=click.Choice(["mlperf-full", "mlperf", "kits"]),
+    help="kits19: on the resampled grid [mlperf-full], there after MLPerf's crop, or on each case's own grid.",
+)
 @click.option("--limit", type=click.IntRange(1), help="Only the first so many cases.")
 @click.option(
     "--out", "predictions", type=click.Path(path_type=Path), help="mmseg: folder for label maps, <image stem>.png."

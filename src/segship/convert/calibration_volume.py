@@ -2,7 +2,7 @@
 
 Every other window lies around foreground, as nnU-Net draws its training patches (MIC-DKFZ/nnUNet:
 nnunetv2/training/dataloading/data_loader.py, get_bbox): a voxel of a label where ``labelsTr`` lies beside
-``imagesTr``, else a voxel on the brighter side of Otsu's threshold. The others lie anywhere. One seed, so that the same
+``imagesTr`` (or a segmentation beside a KiTS19 image), else a voxel on the brighter side of Otsu's threshold. The others lie anywhere. One seed, so that the same
 folder gives the same windows.
 """
 
@@ -14,6 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from segship.convert.quantize import spread_evenly
+from segship.datasets import Case as DatasetCase
+from segship.datasets import kits19
 from segship.errors import UsageError
 from segship.inference import tiling as windows
 from segship.inference.images import pixel_sha256
@@ -63,11 +65,19 @@ def _cases(source: Path, spec: VolumeInput) -> tuple[list[Case], dict[str, Path]
     """The cases of a folder or file, and label files by case name where they lie beside them."""
     if not source.exists():
         raise UsageError(f"there is no calibration data at {source}; give a folder of training cases")
+    if (known := kits19.calibration_cases(source)) is not None:
+        found = [Case(name=case.id, files=tuple(_files_of(case))) for case in known.cases]
+        return found, dict(kits19.label_paths(known))
     images = next((source / name for name in IMAGES if (source / name).is_dir()), source)
     cases = group_cases([images], spec)
     folder = images.parent / LABELS.get(images.name, "labelsTr")
     files = {case.name: folder / f"{case.name}{spec.file_ending}" for case in cases}
     return cases, {name: file for name, file in files.items() if file.is_file()}
+
+
+def _files_of(case: DatasetCase) -> list[Path]:
+    source = case.read_image()
+    return [file for file in (source if isinstance(source, list) else [source]) if isinstance(file, Path)]
 
 
 def _from_case(

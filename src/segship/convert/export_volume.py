@@ -53,9 +53,12 @@ class _Expected:
     sensitivity: float
     """how far the last bit of the window's values moves a network's answer, at most"""
 
+    floor: float = 0.0
+    """what the world itself allows an engine, relative as an engine's own tolerance is"""
     def allowed(self, tolerance: float, wanted: np.ndarray) -> float:
         """How far an engine of this tolerance may differ from ``wanted``."""
-        return max(parity.network_tolerance(tolerance, wanted), ROUNDING * self.sensitivity)
+        floor = parity.network_tolerance(self.floor, wanted) if self.floor else 0.0
+        return max(parity.network_tolerance(tolerance, wanted), ROUNDING * self.sensitivity, floor)
 
 
 def graphs(source: Source, batch: int | None) -> dict[str, bytes]:
@@ -251,6 +254,7 @@ def _expected(source: Source, volume: Volume) -> _Expected:
         sensitivity=max(_sensitivity(module, window) for module in members(source).values()),
     )  # fmt: skip
 
+        floor=source.engine_tolerance,
 
 def _sensitivity(module: Any, window: np.ndarray) -> float:
     pair = _pair(window)

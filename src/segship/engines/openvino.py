@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from segship.engines import Availability, Device, SessionOptions, common
+from segship.engines.openvino_norms import has_instance_norm, split_means
 from segship.engines.processor import processor
 from segship.errors import DeviceMissing, EngineError, EngineMissing, PrecisionMissing
 from segship.manifest import Executed
@@ -217,7 +218,8 @@ class OpenVinoSession:
     def _compile(self, *, profile: bool, cached: bool) -> Any:
         cache = _cache_folder(self._graph, self.options, self.version) if cached else None
         properties = self._properties(profile=profile, cache=cache)
-        if cache is not None and self.options.static_shape is None:
+        steady = self.options.precision == "fp32" and has_instance_norm(self._graph)
+        if cache is not None and self.options.static_shape is None and not steady:
             # Given the path, OpenVINO takes the compiled model without reading the graph at all.
             return self._compile_source(str(self._graph), properties)
         try:
@@ -234,6 +236,8 @@ class OpenVinoSession:
                     f"{self._graph}: cannot be compiled for the shape {common.show_shape(shape)} "
                     f"({common.last_line(error)}); choose a size that fits the network"
                 ) from None
+        if steady:
+            split_means(model)
         return self._compile_source(model, properties)
 
     def _compile_source(self, source: Any, properties: dict[str, Any]) -> Any:

@@ -94,6 +94,8 @@ class Source:
     warnings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     """what was recognised, where that is worth a line to the user"""
+    engine_tolerance: float = 0.0
+    """volumes: what engines may differ by in fp32, relative to the outputs' spread above 1; 0: as engines promise"""
     unable: Mapping[str, str] = field(default_factory=dict)
     """engine -> why it cannot run this network, known before trying"""
     alternatives: tuple[Alternative, ...] = ()

@@ -41,6 +41,8 @@ class TileOptions:
     members: tuple[str, ...] | None = None
     """ensemble members by name; None: all"""
     batch: int | None = None
+    crop_remainder: bool = False
+    """leave short remainders out as MLPerf does, whatever the manifest says (``tiling.compat_crop``)"""
     half_sums: bool = False
     """sum in float16 as nnU-Net v2 does, to reproduce its files"""
 
@@ -61,7 +63,8 @@ class TileOptions:
             changes["mirror_axes"] = tuple(axis for axis in tiling.mirror_axes if axis in self.mirror_axes)
         if self.half_sums:
             changes["accumulator"] = "float16"
-        return tiling.model_copy(update=changes) if changes else tiling
+        changed = tiling.model_copy(update=changes) if changes else tiling
+        return windows.compat_crop(changed) if self.crop_remainder else changed
 
 
 def count_passes(shape: Sequence[int], tiling: Tiling, members: int) -> int:

@@ -13,13 +13,13 @@ What is left in the output folder:
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from segship.datasets import Case, Dataset, FolderOptions, is_sod, open_dataset
+from segship.datasets import Case, Dataset, FolderOptions, default_split, is_sod, open_dataset
 from segship.errors import OutputError, UsageError
 from segship.inference.predictor import Predictor
 from segship.inference.volume_network import TileOptions
@@ -93,6 +93,8 @@ class EvaluateResult:
     output: Path | None = None
     form: str | None = None
     """of the world's own table, where it has several"""
+    score: str | None = None
+    """which of the world's ways of counting, where it has several"""
 
     @property
     def failed(self) -> bool:
@@ -109,6 +111,7 @@ class EvaluateResult:
         return {
             "metric": {"name": first.metric, "higher_is_better": first.higher_is_better},
             "scorer": self.package.manifest.metric.scorer,
+            **({"score": self.score} if self.score else {}),
             "metrics": without_nan(first.metrics),
             "cases": len(first.scores),
             "dataset": self.dataset.name,
@@ -161,6 +164,7 @@ def evaluate(
     splits: Path | str | None = None,
     format: Literal["v1", "v2", "0.x", "1.x"] | None = None,
     surface_mm: float | None = None,
+    score: str | None = None,
     previous_stage: Path | str | None = None,
     metrics: Sequence[str] = (),
     unknown: str | None = None,
@@ -180,7 +184,8 @@ def evaluate(
     tolerance and HD95. ``previous_stage`` is a cascade's first package [the one beside it]. ``record`` writes the numbers into the package's provenance.
     Of packages that give one class a pixel: ``metrics`` are mIoU, mDice, mFscore, ``unknown`` is what becomes of label ids
     that are no class, ``folders`` how label maps are found and read, ``predictions`` a folder that gets each case's label
-    map, ``tta`` test-time augmentation (``tta_ratios``: its sizes). ``limit`` takes the first cases only. Raises DatasetError for faulty data or images
+    map, ``tta`` test-time augmentation (``tta_ratios``: its sizes). ``limit`` takes the first cases only. ``score`` chooses among a world's ways of
+    counting (kits19: mlperf-full, mlperf, kits). Raises DatasetError for faulty data or images
     that a variant was calibrated on; unreadable inputs are failures in the result, which ``failed`` tells.
     """
     opened = package if isinstance(package, Package) else open_package(package)
@@ -189,8 +194,12 @@ def evaluate(
     if format is not None and format not in getattr(scorer, "FORMATS", ()):
         chooses = "nnU-Net's summary.json" if format in ("v1", "v2") else "MMSegmentation's table"
         raise UsageError(f"--format chooses {chooses}; this package is scored by {scored_by}")
-    scoring = {name: value for name, value in (("metrics", metrics), ("unknown", unknown)) if value}
+    given = (("metrics", metrics), ("unknown", unknown), ("score", score))
+    scoring = {name: value for name, value in given if value}
     check_scoring(scored_by, scoring)
+    score = score or getattr(scorer, "SCORE", None)
+    if score in getattr(scorer, "CROPPED", ()):
+        tiles = replace(tiles or TileOptions(), crop_remainder=True)
     data = label_maps.limited(_open_data(dataset, layout, split, exclude, opened.manifest, folders), limit)
     batches = [batch] if isinstance(batch, int) or batch is None else list(batch)
     wanted = [precision] if isinstance(precision, str) else list(precision)
@@ -227,7 +236,7 @@ def evaluate(
     if tta is not None:
         notes.append(f"with test-time augmentation {tta}; such numbers are not recorded in the package")
     if record and tta is None:
-        opened = _record(opened, data, variants, notes)
+        opened = _record(opened, data, variants, notes, score)
     result = EvaluateResult(
         package=opened,
         dataset=data,
@@ -235,6 +244,7 @@ def evaluate(
         notes=tuple(notes),
         output=Path(output) if output else None,
         form=format,
+        score=score,
     )
     if result.output is not None:
         write_evaluation(result, result.output, options, gallery)
@@ -266,6 +276,7 @@ def _open_data(
     if layout is None and manifest.metric.scorer == "sod" and is_sod(Path(dataset)):
         layout = "sod"  # images/ + masks/ is one of its layouts too
     classes = manifest.network.outputs[0].channels
+    split = split or default_split(Path(dataset), layout)
     # one class leaves the masks to tell what they are; more are needed to tell label ids from a binary mask
     return open_dataset(dataset, layout, split, exclude, num_classes=classes if classes > 1 else None)
 
@@ -306,7 +317,11 @@ def _score(
     is_reference = predictor.precision == "fp32"
     on_case = keep if is_reference else compare
     found = evaluate_cases(predictor, data, batch=batches[0], on_case=on_case, scoring=scoring, progress=tell)
-    again = {b: evaluate_cases(predictor, data, batch=b, progress=tell).metrics for b in batches[1:] if b is not None}
+    again = {
+        b: evaluate_cases(predictor, data, batch=b, scoring=scoring, progress=tell).metrics
+        for b in batches[1:]
+        if b is not None
+    }
     fp32 = next((v.evaluation for v in before if v.precision == "fp32"), None)
     comparable = fp32 is not None and [s.id for s in fp32.scores] == [s.id for s in found.scores]
     return VariantScore(
@@ -336,7 +351,7 @@ def _executed(predictor: Predictor, data: Dataset, found: Evaluation) -> Execute
 # ------------------------------------------------------------------------------------------- the package
 
 
-def accuracy_record(data: Dataset, variant: VariantScore) -> dict[str, Any]:
+def accuracy_record(data: Dataset, variant: VariantScore, score: str | None = None) -> dict[str, Any]:
     """One entry of ``provenance.json``'s ``accuracy``: a number with everything that it depends on."""
     found = variant.evaluation
     return {
@@ -346,6 +361,7 @@ def accuracy_record(data: Dataset, variant: VariantScore) -> dict[str, Any]:
         "metric": found.metric,
         "value": without_nan(found.metrics)[found.metric],
         "metrics": without_nan(found.metrics),
+        **({"score": score} if score else {}),
         "dataset": data.name,
         "dataset_sha256": found.dataset_sha256,
         "split": data.split,
@@ -356,13 +372,15 @@ def accuracy_record(data: Dataset, variant: VariantScore) -> dict[str, Any]:
     }
 
 
-_SAME = ("precision", "engine", "device", "metric", "dataset_sha256", "split_sha256")
+_SAME = ("precision", "engine", "device", "metric", "dataset_sha256", "split_sha256", "score")
 
 
-def _record(package: Package, data: Dataset, variants: Sequence[VariantScore], notes: list[str]) -> Package:
+def _record(
+    package: Package, data: Dataset, variants: Sequence[VariantScore], notes: list[str], score: str | None
+) -> Package:
     provenance = package.provenance()
-    new = [accuracy_record(data, variant) for variant in variants]
-    replaced = [{key: record[key] for key in _SAME} for record in new]
+    new = [accuracy_record(data, variant, score) for variant in variants]
+    replaced = [{key: record.get(key) for key in _SAME} for record in new]
     kept = [r for r in provenance.get("accuracy", []) if {key: r.get(key) for key in _SAME} not in replaced]
     provenance["accuracy"] = kept + new
     try:

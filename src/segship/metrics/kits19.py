@@ -29,6 +29,9 @@ from segship.metrics.scores import CaseScore
 Score = Literal["mlperf-full", "mlperf", "kits"]
 SCORES: tuple[Score, ...] = get_args(Score)
 DEFAULT = "mean Dice"
+SCORE: Score = "mlperf-full"
+CROPPED: tuple[Score, ...] = ("mlperf",)
+"""scores for which windows are run with MLPerf's crop (``TileOptions.crop_remainder``)"""
 SMOOTHING = 1e-6
 CLASSES = (1, 2)
 KIDNEY_AND_TUMOUR, TUMOUR = "kidney+tumour Dice", "tumour Dice"
@@ -84,7 +87,7 @@ def score_case(prediction: VolumePrediction, case: Case, *, score: str | None = 
     For ``mlperf`` the windows must have been run with that crop (``TileOptions.crop_remainder``): what it leaves out is
     left out here. Raises DatasetError for labels of another shape, UsageError for a score that there is not.
     """
-    chosen = check_score(score or str(prediction.recipe.metric.options.get("score", SCORES[0])))
+    chosen = check_score(score or str(prediction.recipe.metric.options.get("score", SCORE)))
     assert prediction.recipe.input.kind == "volume"
     truth = case.labels_for(prediction.recipe.input)
     if truth.shape != prediction.frame.shape:
