@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
@@ -18,7 +19,8 @@ from segship.errors import SegshipError
 from segship.serve import answers, metrics
 from segship.serve.body import Intake
 from segship.serve.fields import Field, parse_fields
-from segship.serve.guard import CLIENT_GONE, Guard
+from segship.serve.guard import CLIENT_GONE, Guard, Queue
+from segship.serve.metrics import RequestMetrics
 from segship.serve.refused import Gone, Refused, from_segship
 from segship.serve.service import Service
 
@@ -31,11 +33,34 @@ PAGE_FILES = {
     "/page.js": ("page.js", "text/javascript; charset=utf-8"),
     "/picture.js": ("picture.js", "text/javascript; charset=utf-8"),
 }
+KNOWN = "GET /, /v1/model, /healthz, /metrics, /openapi.json; POST /v1/predict, /api/remove"
 NO_URLS = "this server fetches nothing from the web"
 
 
 def build_app(service: Service) -> ASGIApp:
-    """The ASGI application of an opened service, behind its guard."""
+    """The ASGI application of an opened service for pictures, behind its guard."""
+    app = new_app(service, PAGE_FILES, KNOWN, what="picture")
+    _add_predictions(app, service)
+    return guarded(app, service, ["GET", "POST"], answers.HEADERS)
+
+
+class Served(Protocol):
+    """What the parts below need of a service, for pictures or for volumes."""
+
+    name: str
+    about: dict[str, Any]
+    predictor: Any
+    options: Any
+
+    @property
+    def jobs(self) -> Queue: ...
+
+    @property
+    def metrics(self) -> RequestMetrics: ...
+
+
+def new_app(service: Served, page: Mapping[str, tuple[str, str]], known: str, *, what: str) -> FastAPI:
+    """An application with what every server has: its page, its state, its words for errors."""
     app = FastAPI(
         title=f"segship: {service.name}",
         version=__version__,
@@ -43,31 +68,35 @@ def build_app(service: Service) -> ASGIApp:
         docs_url=None,  # FastAPI's pages load scripts from elsewhere
         redoc_url=None,
     )
-    _add_errors(app)
-    _add_page(app)
+    _add_errors(app, known, what)
+    _add_page(app, page)
     _add_state(app, service)
-    _add_predictions(app, service)
+    return app
+
+
+def guarded(app: FastAPI, service: Served, methods: Sequence[str], headers: Sequence[str]) -> ASGIApp:
+    """The application behind its guard; ``methods`` and ``headers`` are for web pages elsewhere that may call."""
     if service.options.allow_origins:
         app.add_middleware(
-            CORSMiddleware, allow_origins=list(service.options.allow_origins), allow_methods=["GET", "POST"],
-            allow_headers=["content-type"], expose_headers=list(answers.HEADERS),
+            CORSMiddleware, allow_origins=list(service.options.allow_origins), allow_methods=list(methods),
+            allow_headers=["content-type"], expose_headers=list(headers),
         )  # fmt: skip
     routes = frozenset(getattr(route, "path", "") for route in app.routes)
     return Guard(app, service.options, service.jobs, service.metrics, routes)
 
 
-def _add_page(app: FastAPI) -> None:
+def _add_page(app: FastAPI, files: Mapping[str, tuple[str, str]]) -> None:
     def add(path: str, content: bytes, media_type: str) -> None:
         async def page() -> Response:
             return Response(content, media_type=media_type)
 
         app.add_api_route(path, page, methods=["GET", "HEAD"], include_in_schema=False)
 
-    for path, (name, media_type) in PAGE_FILES.items():
+    for path, (name, media_type) in files.items():
         add(path, (PAGE / name).read_bytes(), media_type)
 
 
-def _add_state(app: FastAPI, service: Service) -> None:
+def _add_state(app: FastAPI, service: Served) -> None:
     @app.get("/v1/model", summary="The package, its precision and engine, what executed, and this server's limits")
     async def model() -> JSONResponse:
         return JSONResponse(service.about)
@@ -129,7 +158,7 @@ async def _gone(request: Request) -> None:
         pass
 
 
-def _add_errors(app: FastAPI) -> None:
+def _add_errors(app: FastAPI, known: str, what: str) -> None:
     @app.exception_handler(Refused)
     async def refused(request: Request, error: Refused) -> Response:
         return JSONResponse(error.body(), error.status, error.headers())
@@ -144,14 +173,13 @@ def _add_errors(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def no_such_route(request: Request, error: HTTPException) -> Response:
-        known = "GET /, /v1/model, /healthz, /metrics, /openapi.json; POST /v1/predict, /api/remove"
         wrong = {404: "there is nothing at this address", 405: f"{request.method} is not answered at this address"}
         body = {"error": wrong.get(error.status_code, str(error.detail)), "hint": f"there are: {known}"}
         return JSONResponse(body, error.status_code, error.headers)
 
     @app.exception_handler(MemoryError)
     async def no_memory(request: Request, error: MemoryError) -> Response:
-        wrong = "this machine's memory does not hold what this picture needs"
+        wrong = f"this machine's memory does not hold what this {what} needs"
         return await refused(request, Refused(503, wrong, "send a smaller one", retry_after=5))
 
     @app.exception_handler(Exception)

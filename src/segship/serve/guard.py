@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import time
+from collections.abc import Iterable
+from typing import Protocol
 from urllib.parse import urlsplit
 
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from segship.serve.jobs import Jobs
-from segship.serve.metrics import Metrics
-from segship.serve.options import ServeOptions
+from segship.serve.metrics import RequestMetrics
+from segship.serve.options import ListenOptions
 from segship.serve.refused import Refused
 
 _log = logging.getLogger(__name__)
@@ -37,17 +39,23 @@ _SAME_ORIGIN_ONLY = (b"cross-origin-resource-policy", b"same-origin")
 CLIENT_GONE = 499
 
 
+class Queue(Protocol):
+    @property
+    def stopping(self) -> bool: ...
+
+
 class Guard:
     """The outermost layer of the application."""
 
     def __init__(
-        self, app: ASGIApp, options: ServeOptions, jobs: Jobs, metrics: Metrics, routes: frozenset[str]
+        self, app: ASGIApp, options: ListenOptions, jobs: Queue, metrics: RequestMetrics, routes: Iterable[str]
     ) -> None:
         self._app = app
         self._options = options
         self._jobs = jobs
         self._metrics = metrics
-        self._routes = routes
+        self._routes = frozenset(route for route in routes if "{" not in route)
+        self._patterns = {route: _pattern(route) for route in routes if "{" in route}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -65,11 +73,22 @@ class Guard:
         except Exception as error:  # answered by the application's handler for it, which passes it on
             _log.error("internal error in %s: %s", scope["path"], type(error).__name__, exc_info=error)
         finally:
-            route = scope["path"] if scope["path"] in self._routes else "other"
+            route = self._route(scope["path"])
             self._metrics.answered(route, scope["method"], exchange.status, time.perf_counter() - began)
 
+    def _route(self, path: str) -> str:
+        """A route as it is counted: ids are left out, and what is no route is one."""
+        if path in self._routes:
+            return path
+        return next((route for route, pattern in self._patterns.items() if pattern.fullmatch(path)), "other")
 
-def _check_request(scope: Scope, options: ServeOptions) -> None:
+
+def _pattern(route: str) -> re.Pattern[str]:
+    """Of '/v1/jobs/{job}': what fills its places."""
+    return re.compile(re.sub(r"\\{\w+\\}", "[^/]+", re.escape(route)))
+
+
+def _check_request(scope: Scope, options: ListenOptions) -> None:
     if len(scope["headers"]) > MAX_HEADERS:
         raise Refused(431, f"more than {MAX_HEADERS} header lines", "send fewer")
     headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
@@ -106,7 +125,7 @@ def _same_origin(origin: str, host: str) -> bool:
 class _Exchange:
     """One request and its answer, watched."""
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send, options: ServeOptions, jobs: Jobs) -> None:
+    def __init__(self, scope: Scope, receive: Receive, send: Send, options: ListenOptions, jobs: Queue) -> None:
         self.status = 500
         self._receive = receive
         self._send = send

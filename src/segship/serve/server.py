@@ -17,8 +17,10 @@ from segship.errors import UsageError
 from segship.inference.predictor import Predictor
 from segship.serve.app import build_app
 from segship.serve.connection import Connection
-from segship.serve.options import ServeOptions
+from segship.serve.options import ServeOptions, VolumeServeOptions
 from segship.serve.service import Service
+from segship.serve.volume_app import build_volume_app
+from segship.serve.volume_service import VolumeService
 
 _log = logging.getLogger(__name__)
 
@@ -37,14 +39,18 @@ class _Server(uvicorn.Server):
         yield
 
 
-def serve(predictor: Predictor, options: ServeOptions, listening: Callable[[str], None] | None = None) -> None:
-    """Serve until SIGTERM or SIGINT, then finish what was begun and return.
+def serve(
+    predictor: Predictor, options: ServeOptions | VolumeServeOptions, listening: Callable[[str], None] | None = None
+) -> None:
+    """Serve until SIGTERM or SIGINT, then finish what was begun and return; jobs end with their current window.
 
-    ``listening`` is called with the address once requests are taken. Raises UsageError for an address that is not
+    The kind of options says whether the package is served for pictures or for volumes. ``listening`` is called with the address once requests are taken. Raises UsageError for an address that is not
     free, and what opening the service raises. A second signal ends it without waiting for answers.
     """
     gc.set_threshold(*GARBAGE)
-    service = Service(predictor, options)
+    service = (
+        VolumeService(predictor, options) if isinstance(options, VolumeServeOptions) else Service(predictor, options)
+    )
     try:
         with bind(options.host, options.port) as sock:
             asyncio.run(_until_signal(service, sock, listening))
@@ -67,18 +73,20 @@ def address(sock: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-async def _until_signal(service: Service, sock: socket.socket, listening: Callable[[str], None] | None) -> None:
+async def _until_signal(
+    service: Service | VolumeService, sock: socket.socket, listening: Callable[[str], None] | None
+) -> None:
     stop = asyncio.Event()
     with _signals(asyncio.get_running_loop(), stop):
         await run(service, sock, listening, stop)
 
 
 async def run(
-    service: Service, sock: socket.socket, listening: Callable[[str], None] | None, stop: asyncio.Event
+    service: Service | VolumeService, sock: socket.socket, listening: Callable[[str], None] | None, stop: asyncio.Event
 ) -> None:
     """Serve on a listening socket until ``stop`` is set; then new requests get 503, and those that are here are
-    finished, for at most the time that one may take."""
-    grace = service.options.timeout + service.options.upload_timeout
+    finished, for at most the time that one may take. Jobs of volumes are not: they end with their current window."""
+    grace = service.options.grace
     server = _Server(_config(service, grace))
     running = asyncio.create_task(server.serve(sockets=[sock]))
     while not server.started and not running.done():
@@ -88,7 +96,10 @@ async def run(
     waiting = asyncio.create_task(stop.wait())
     await asyncio.wait((waiting, running), return_when=asyncio.FIRST_COMPLETED)
     service.jobs.stop()
-    _log.info("shutting down: %d requests are finished first", service.jobs.taken)
+    if isinstance(service, Service):
+        _log.info("shutting down: %d requests are finished first", service.jobs.taken)
+    else:
+        _log.info("shutting down: jobs end, their files are deleted")
     with contextlib.suppress(TimeoutError):
         await asyncio.wait_for(service.jobs.drained(), grace)
     server.should_exit = True
@@ -96,9 +107,9 @@ async def run(
     await running
 
 
-def _config(service: Service, grace: float) -> uvicorn.Config:
+def _config(service: Service | VolumeService, grace: float) -> uvicorn.Config:
     return uvicorn.Config(
-        build_app(service),
+        build_volume_app(service) if isinstance(service, VolumeService) else build_app(service),
         http=Connection,
         ws="none",
         loop="asyncio",
