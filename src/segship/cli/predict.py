@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from segship.cli import predict_volumes
-from segship.cli.options import PRECISION_HELP, print_json, progress_bar, with_engine, with_output
+from segship.cli.options import PRECISION_HELP, FloatList, print_json, progress_bar, with_engine, with_output
 from segship.cli.predict_volumes import with_volumes
 from segship.cli.upstream_words import UpstreamWords
 from segship.errors import UsageError
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from segship.inference.predictor import Predictor
 
 PIPE = "-"
-KINDS = ("mask", "cutout", "composite", "overlay")
+KINDS = ("mask", "ids", "color", "cityscapes", "cutout", "composite", "overlay")
 NAMES_IN_A_NOTE = 3
 
 
@@ -43,11 +43,15 @@ MANY = 4
 """from so many pictures on, two inferences in flight gain more than opening the second stream costs"""
 
 
-def streams_for(inputs: int) -> int:
+LARGE = 1 << 20
+"""pixels of one network input from which on one inference fills the processor, and two would double the memory"""
+
+
+def streams_for(inputs: int, pixels: int | None = None) -> int:
     """How many inferences to keep in flight: the answers are the same bytes, many pictures are done sooner with two."""
     from segship.engines.processor import processor
 
-    return 2 if inputs >= MANY and processor().cores > 1 else 1
+    return 2 if inputs >= MANY and processor().cores > 1 and (pixels or 0) <= LARGE else 1
 
 
 @click.command(cls=UpstreamWords)
@@ -59,7 +63,8 @@ def streams_for(inputs: int) -> int:
     "--output",
     "kind",
     type=OutputKind(),
-    help="What each image becomes: mask [default], cutout (RGBA), composite (with --background) or overlay.",
+    help="What each image becomes: mask [default; class numbers where they exclude each other], ids (the data set's own "
+    "numbers), color, cityscapes (ids to hand in), cutout (RGBA), composite (with --background) or overlay.",
 )
 @click.option("--background", help="Of composites: white, #rrggbb, r,g,b[,a], or an image that is resized to cover.")
 @click.option("--threshold", type=float, help="Decide at this value, 0 to 1, instead of grey levels or the package's.")
@@ -94,6 +99,14 @@ def streams_for(inputs: int) -> int:
 @click.option("--num-parts", type=int, default=1, help="Divide the inputs among this many jobs …")
 @click.option("--part-id", type=int, default=None, help="… and do this part, counted from 0.")
 @click.option(
+    "--tta",
+    type=click.Choice(["1.x", "0.x"]),
+    is_flag=False,
+    flag_value="1.x",
+    help="mmseg: average several sizes and mirrorings, sizes of the picture (1.x) or of the test pipeline (0.x: --aug-test).",
+)
+@click.option("--tta-ratios", type=FloatList(), help="mmseg: the sizes of --tta, such as 0.5,1,1.5 [the package's].")
+@click.option(
     "--max-pixels", type=click.IntRange(1), default=None, help="Refuse larger images before decoding [250 million]."
 )
 @click.option("--max-bytes", type=click.IntRange(1), default=None, help="Refuse larger files [1 GiB].")
@@ -111,6 +124,8 @@ def predict(
     jpeg: bool,
     probabilities: bool,
     probability_images: bool,
+    tta: str | None,
+    tta_ratios: tuple[float, ...] | None,
     max_pixels: int | None,
     max_bytes: int | None,
     as_json: bool,
@@ -130,6 +145,7 @@ def predict(
     from segship.inference.images import DEFAULT_LIMITS, find_inputs
     from segship.inference.outputs import PredictOptions
     from segship.inference.predictor import Predictor
+    from segship.inference.views import pixels_at_once
     from segship.package import open_package
 
     if probabilities and probability_images:
@@ -144,7 +160,10 @@ def predict(
     opened = open_package(package)
     if opened.manifest.input.kind == "volume":
         for_pictures = {k: rest.get(k) for k in (*_OUTPUT_OPTIONS, *_PICTURE_FLAGS)}
-        predict_volumes.refuse_for_volumes(for_pictures | {"probability_images": probability_images, "jpeg": jpeg})
+        predict_volumes.refuse_for_volumes(
+            for_pictures
+            | {"probability_images": probability_images, "jpeg": jpeg, "tta": tta, "tta_ratios": tta_ratios}
+        )
         if PIPE in wanted or out == PIPE:
             raise UsageError("volumes are read from files and written into a folder; name both instead of -")
         engine["streams"] = engine["streams"] or 1
@@ -155,6 +174,13 @@ def predict(
             )  # fmt: skip
         return _say(found, out, as_json, quiet, unit="cases")
     predict_volumes.refuse_for_pictures(for_volumes)
+    if tta_ratios and tta is None:
+        raise UsageError("--tta-ratios are the sizes of --tta; add that")
+    if tta and rest["stages"] is not None:
+        raise UsageError(
+            "--save-stages keeps what stands between the stages of one view, and --tta has several; leave one out"
+        )
+    engine |= {"tta": tta, "tta_ratios": tta_ratios}
     output = _output_options({name: rest.pop(name) for name in _OUTPUT_OPTIONS})
     options = PredictOptions(
         batch=batch,
@@ -169,7 +195,7 @@ def predict(
     paths = [] if PIPE in wanted else find_inputs(wanted)
     if piped:
         batch = 1
-    engine["streams"] = engine["streams"] or streams_for(len(paths))
+    engine["streams"] = engine["streams"] or streams_for(len(paths), pixels_at_once(opened.manifest))
     with Predictor.open(opened, precision=precision, batch=batch, limits=limits, **engine) as predictor:
         if precision == "auto" and not quiet:
             click.echo(f"{predictor.precision}: {predictor.choice.reason}", err=True)

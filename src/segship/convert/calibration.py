@@ -24,6 +24,10 @@ from segship.manifest import Recipe
 
 ENOUGH = 64
 DEFAULT_SUBSET = 128
+CALIBRATION_WINDOW = (512, 1024)
+"""(height, width), at most, of what a picture of a network of any size is calibrated on"""
+_SPREAD = (0.6180339887, 0.7548776662)
+"""multiples of these, without their whole part, spread evenly"""
 HELD_OUT = 16
 """pictures kept out of a calibration folder to measure on, at most"""
 MAX_LIST_BYTES = 64 << 20
@@ -88,12 +92,19 @@ def load_calibration(
     held = spread_evenly(range(len(found)), count)
     kept = [entry for number, entry in enumerate(found) if number not in set(held)]
     inputs = np.empty((0,), np.float32)
-    names, pixels, hashes = [], [], []
+    names: list[str] = []
+    pixels, hashes = [], []
     chosen = spread_evenly(kept, subset)
     for name, item in _within_memory(chosen, recipe, array_order):
         assert recipe.input.kind == "image"
         image = read_image(item, recipe.input, array_order=array_order, name=name)
         x = prepare(image, recipe).x
+        hashes.append(pixel_sha256(x))
+        if recipe.network.size is None:
+            x = _window(x, recipe, len(names))
+            if names:  # all become as small as the smallest
+                height, width = (min(x.shape[axis], inputs.shape[axis + 1]) for axis in (1, 2))
+                x, inputs = x[:, :height, :width], inputs[:, :, :height, :width]
         if names and x.shape != inputs[0].shape:
             raise InputError(
                 f"{name} becomes {x.shape[1]}x{x.shape[2]}, others {inputs[0].shape[1]}x{inputs[0].shape[2]}; "
@@ -104,9 +115,8 @@ def load_calibration(
         inputs[len(names)] = x
         names.append(name)
         pixels.append(pixel_sha256(image.pixels))
-        hashes.append(pixel_sha256(x))
     return Calibration(
-        inputs=inputs[: len(names)],
+        inputs=np.ascontiguousarray(inputs[: len(names)]),
         names=tuple(names),
         pixel_sha256=tuple(pixels),
         input_sha256=tuple(hashes),
@@ -124,8 +134,25 @@ def _within_memory(
         return chosen
     assert recipe.input.kind == "image"
     name, item = chosen[0]
-    one = prepare(read_image(item, recipe.input, array_order=array_order, name=name), recipe).x.nbytes
+    x = prepare(read_image(item, recipe.input, array_order=array_order, name=name), recipe).x
+    one = (_window(x, recipe, 0) if recipe.network.size is None else x).nbytes
     return spread_evenly(list(chosen), max(ENOUGH, MEMORY_BYTES // one))
+
+
+def _window(x: np.ndarray, recipe: Recipe, number: int) -> np.ndarray:
+    """Of a network that takes several sizes: a part of a prepared picture (C, h, w), no larger than the network's window
+    or `CALIBRATION_WINDOW`, so that large pictures fit into memory; each picture's lies elsewhere, evenly spread."""
+    limit = CALIBRATION_WINDOW if recipe.tiling is None else recipe.tiling.window
+    box: list[slice] = []
+    for side, most, multiple, spread in zip(x.shape[1:], limit, recipe.network.size_multiple, _SPREAD, strict=True):
+        length = min(side, most) // multiple * multiple
+        if not length:
+            raise InputError(
+                f"a calibration picture of {x.shape[1]}x{x.shape[2]} is smaller than what the network takes"
+            )
+        start = int((number * spread) % 1.0 * (side - length + 1))
+        box.append(slice(start, start + length))
+    return x[:, box[0], box[1]]
 
 
 def _windows(source: Path, recipe: Recipe, subset: int, split: str | Path | None) -> Calibration:

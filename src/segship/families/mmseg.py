@@ -8,6 +8,7 @@ mmseg itself, where that is installed (``mmseg_generic``).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from segship.errors import SourceError
 from segship.families import Option, OptionValue, Source
 from segship.families.checkpoint import SUFFIXES, Checkpoint, open_checkpoint
 from segship.families.common import CLASS_NAMES, INPUT_SIZE, fill_network, package_name
-from segship.families.mmseg_config import Config
+from segship.families.mmseg_config import MAX_BYTES, Config
 from segship.families.mmseg_generic import at_one_size
 from segship.families.mmseg_keys import NotNative, Recognised, is_mmseg
 from segship.families.mmseg_keys import recognise as recognise_keys
@@ -32,6 +33,7 @@ from segship.families.mmseg_sources import FoundConfig, changed_scale, find_conf
 from segship.networks.mmseg_segmentor import HeadShape, NetworkShape, Segmentor
 from segship.networks.mmseg_unet import UNetShape
 
+CONFIGURES = re.compile(rb"^(model|_base_)\s*=", re.MULTILINE)
 NAME = "mmseg"
 TITLE = "MMSegmentation"
 LOOKS_FOR = "backbone.* and decode_head.* (a segmentor of MMSegmentation)"
@@ -67,14 +69,18 @@ def recognise(checkpoint: Checkpoint) -> bool:
 
 
 def recognise_path(path: Path) -> bool:
-    """A folder of one checkpoint and its configuration."""
-    return path.is_dir() and bool(_configs(path)) and not (path / "dataset.json").is_file()
+    """A folder of a checkpoint and its configuration; also a configuration alone, to say what is missing."""
+    return bool(_configs(path)) if path.is_dir() else _is_config(path)
 
 
 def load_path(
     path: Path, options: Mapping[str, OptionValue], *, trust_pickle: bool = False, force: bool = False
 ) -> Source:
     """Network and recipe of a folder that holds a configuration and a checkpoint, such as mmseg's work folder."""
+    if path.is_file():
+        raise SourceError(
+            f"{path} is a configuration without weights; give the checkpoint: CHECKPOINT.pth --config {path}"
+        )
     configs = _configs(path)
     weights = _weights(path)
     if options.get("config") is None:
@@ -249,12 +255,19 @@ def _palette_of(checkpoint: Checkpoint, settings: Settings, count: int) -> Any:
 
 
 def _configs(folder: Path) -> list[Path]:
-    """Configurations that lie in a folder, which are Python files with a model in them."""
-    return [path for path in sorted(folder.glob("*.py")) if path.is_file()]
+    return [path for path in sorted(folder.glob("*.py")) if _is_config(path)]
+
+
+def _is_config(path: Path) -> bool:
+    """Whether a file is a configuration: Python that sets a model, or inherits one."""
+    if path.suffix != ".py" or not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return CONFIGURES.search(file.read(MAX_BYTES)) is not None
 
 
 def _weights(folder: Path) -> Path:
-    """The checkpoint of a folder: the one that ``last_checkpoint`` names, the best one, or the only one."""
+    """The checkpoint of a folder: the only one, the best one, or the last one, which a file there names."""
     found = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in SUFFIXES and path.is_file()]
     if not found:
         raise SourceError(
@@ -265,6 +278,11 @@ def _weights(folder: Path) -> Path:
     best = [path for path in found if path.name.startswith("best_")]
     if len(best) == 1:
         return best[0]
+    last = folder / "last_checkpoint"
+    if last.is_file() and last.stat().st_size < MAX_BYTES:
+        named = last.read_text(encoding="utf-8", errors="replace").strip().replace("\\", "/").rsplit("/", 1)[-1]
+        if folder / named in found:
+            return folder / named
     names = ", ".join(path.name for path in found[:5])
     raise SourceError(f"{folder} holds several checkpoints ({names}); name one of them, with --config")
 
@@ -293,7 +311,7 @@ def tiny() -> Source:
     network.load_state_dict(state)
     settings = Settings(
         mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375), rgb=True, resize=None, pad_value=0.0, pad_multiple=1,
-        pad_size=None, crop=None, stride=None, ratios=(0.5, 1.0), dataset=None, classes=None, reduce_zero_label=False,
+        pad_size=None, crop=None, stride=None, ratios=(0.5, 1.0), classes=None, reduce_zero_label=False,
         threshold=0.3,
     )  # fmt: skip
     names = ("ground", "wall", "tree", "sky")

@@ -131,6 +131,7 @@ def known_config(name: str) -> Values:
     """The settings of one of KNOWN, as a configuration of MMSegmentation 1.x."""
     method, net = name.split("_")[:2]
     large = name.endswith("_769x769")
+    scale = (2049, 1025) if large else (2048, 1024)
     test = {"mode": "slide", "crop_size": (769, 769), "stride": (513, 513)} if large else {"mode": "whole"}
     if name == UNET:
         backbone: Values = {"type": "UNet", "base_channels": 64, "num_stages": 5}
@@ -153,7 +154,7 @@ def known_config(name: str) -> Values:
         },
         "test_pipeline": [
             {"type": "LoadImageFromFile"},
-            {"type": "Resize", "scale": (2048, 1024), "keep_ratio": True},
+            {"type": "Resize", "scale": scale, "keep_ratio": True},
             {"type": "PackSegInputs"},
         ],
         "dataset_type": "CityscapesDataset",

@@ -44,7 +44,6 @@ class Settings:
     """(height, width) of the window in slide mode; None: whole"""
     stride: tuple[int, int] | None
     ratios: tuple[float, ...]
-    dataset: str | None
     classes: Classes | None
     reduce_zero_label: bool
     threshold: float
@@ -78,7 +77,7 @@ def read_settings(config: Config) -> Settings:
     notes = list(config.notes)
     return Settings(
         mean=mean, std=std, rgb=rgb, resize=resize, pad_value=value, pad_multiple=multiple, pad_size=size, crop=crop,
-        stride=stride, ratios=_ratios(config), dataset=_text(dataset.get("type")), classes=_classes(dataset, config),
+        stride=stride, ratios=_ratios(config), classes=_classes(dataset, config),
         reduce_zero_label=bool(dataset.get("reduce_zero_label") or _named(dataset).reduce_zero_label),
         threshold=float(head.get("threshold") or 0.3), notes=tuple(notes),
     )  # fmt: skip
@@ -346,7 +345,3 @@ def make_classes(names: Any, palette: Any, origin: str) -> Classes | None:
             f"{origin}: its palette has {len(colors)} colours for {len(names)} classes; give one for each"
         )
     return Classes(names=tuple(names), palette=tuple(colors[: len(names)]))
-
-
-def _text(value: Any) -> str | None:
-    return value if isinstance(value, str) else None

@@ -11,7 +11,7 @@ from typing import Any
 MAX_ITEMS = 100_000
 """length of any list or string that is made here; larger ones are no configuration"""
 MAX_NESTING = 60
-MAX_STEPS = 1_000_000
+MAX_STEPS = 300_000
 """expressions read in one file; comprehensions inside comprehensions multiply"""
 REFERENCE = re.compile(r"^\{\{\s*_base_\.([\w.]+)\s*\}\}$")
 FUNCTIONS: dict[str, Callable[..., Any]] = {

@@ -122,6 +122,10 @@ def predict_files(
                 notes=tuple(notes),
             )
             told = options.content() | {"num_parts": options.num_parts, "part_id": options.part_id}
+            if predictor.views:
+                told["augmentation"] = [
+                    view.model_dump(mode="json", include={"preprocess"}) for view in predictor.views
+                ]
             write_record(record, predictor, told, summary, started, batch=options.batch, raises=finished)
     return summary
 
@@ -210,4 +214,5 @@ def _recipe_key(predictor: Predictor, options: PredictOptions) -> str:
     """Hash of all that decides an output's content besides the input: package, precision, engine, options."""
     parts = [predictor.package.sha256, predictor.precision, predictor.engine, predictor.options.device]
     parts += [predictor.array_order, json.dumps(options.content(), sort_keys=True)]
+    parts += [view.model_dump_json(include={"preprocess"}) for view in predictor.views]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()

@@ -10,8 +10,13 @@ import numpy as np
 from segship.engines import Session, SessionOptions, open_session
 from segship.errors import PackageError
 from segship.inference.decode import activate
-from segship.manifest import Manifest, Resize, Variant
+from segship.inference.views import usual_size
+from segship.manifest import Manifest, Variant
 from segship.package import Package
+
+
+SHAPES_KEPT = 8
+"""opened graphs of a static variant, one a batch and size"""
 
 
 class Members:
@@ -23,7 +28,7 @@ class Members:
         self.variant = variant
         self.engine = engine
         self.options = options
-        self._opened: dict[int | None, list[Session]] = {}
+        self._opened: dict[tuple[int, ...] | None, list[Session]] = {}
         self._opening = threading.Lock()
         self._running = threading.BoundedSemaphore(options.streams)
 
@@ -46,17 +51,24 @@ class Members:
         fitting = [size for size in self.variant.batches if size >= count]
         return min(fitting) if fitting else max(self.variant.batches)
 
-    def sessions(self, count: int) -> list[Session]:
-        """One session a member, for ``count`` inputs at once; opened on first use."""
-        size = self.fixed_batch(count)
+    def sessions(self, count: int, sides: tuple[int, ...] | None = None) -> list[Session]:
+        """One session a member, for ``count`` inputs at once; opened on first use.
+
+        A static variant of a network that takes several sizes is opened anew for each of them (``sides``; by default
+        the one that the manifest resizes to); the last `SHAPES_KEPT` stay open.
+        """
+        size, shape, options = self.fixed_batch(count), None, self.options
+        if options.static_shape is not None:
+            shape = options.static_shape
+        elif size is not None:
+            shape = (size, self.manifest.network.input_channels, *(sides or self._input_size()))
+            options = replace(options, static_shape=shape)
         with self._opening:
-            if size not in self._opened:
-                options = self.options
-                if size is not None and options.static_shape is None:
-                    shape = (size, self.manifest.network.input_channels, *self._input_size())
-                    options = replace(options, static_shape=shape)
-                self._opened[size] = [self._open(member, options) for member in self.manifest.network.members]
-            return self._opened[size]
+            if shape not in self._opened:
+                while len(self._opened) >= SHAPES_KEPT:  # not closed: another thread may still be using it
+                    del self._opened[next(iter(self._opened))]
+                self._opened[shape] = [self._open(member, options) for member in self.manifest.network.members]
+            return self._opened[shape]
 
     def _open(self, member: str, options: SessionOptions) -> Session:
         graph = self.package.graph_path(self.variant.precision, member)
@@ -65,12 +77,12 @@ class Members:
     def _input_size(self) -> tuple[int, ...]:
         if self.manifest.network.size is not None:
             return self.manifest.network.size
-        resizes = [step for step in self.manifest.preprocess if isinstance(step, Resize)]
-        if not resizes:
+        size = usual_size(self.manifest)
+        if size is None:
             raise PackageError(
                 f"package '{self.manifest.name}' has static variants but no fixed input size; compile it again"
             )
-        return resizes[-1].height, resizes[-1].width
+        return size
 
     @property
     def averages_probabilities(self) -> bool:
@@ -85,11 +97,11 @@ class Members:
         opens no graph of its own; what the filling gives is dropped. Raises EngineError, and
         PackageError where the graph's outputs are not those that the manifest names.
         """
-        return self._filled(x, batch or len(x), self.sessions(batch or len(x)))
+        return self._filled(x, batch or len(x), self.sessions(batch or len(x), x.shape[2:]))
 
     def run_member(self, index: int, x: np.ndarray) -> list[np.ndarray]:
         """All raw outputs of one member, before any activation; N as in `__call__`."""
-        return self._filled(x, len(x), self.sessions(len(x))[index : index + 1])
+        return self._filled(x, len(x), self.sessions(len(x), x.shape[2:])[index : index + 1])
 
     def _filled(self, x: np.ndarray, batch: int, sessions: list[Session]) -> list[np.ndarray]:
         size = self.fixed_batch(batch)

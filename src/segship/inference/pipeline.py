@@ -58,12 +58,13 @@ class Numbered(Protocol):
 N = TypeVar("N", bound=Numbered)
 
 
-def batches(items: Iterable[N], size: int) -> Iterator[list[N]]:
-    """Gather items of equal shape into lists of up to ``size``.
+def batches(items: Iterable[N], size: int | Callable[[tuple[int, ...]], int]) -> Iterator[list[N]]:
+    """Gather items of equal shape into lists of up to ``size``, which may be a function of the shape.
 
     No item waits for partners longer than four batches, so order can be restored from a bounded buffer. An item
     without a shape is passed on alone.
     """
+    most = size if callable(size) else lambda _: size
     groups: dict[tuple[int, ...], list[N]] = {}  # dicts keep insertion order: the first group is the oldest
     for item in items:
         if item.shape is None:
@@ -71,11 +72,11 @@ def batches(items: Iterable[N], size: int) -> Iterator[list[N]]:
         else:
             group = groups.setdefault(item.shape, [])
             group.append(item)
-            if len(group) == size:
+            if len(group) >= most(item.shape):
                 yield groups.pop(item.shape)
         while groups:
             oldest = next(iter(groups))
-            if item.number - groups[oldest][0].number < 4 * size:
+            if item.number - groups[oldest][0].number < 4 * most(oldest):
                 break
             yield groups.pop(oldest)
     yield from groups.values()

@@ -22,7 +22,8 @@ from segship.inference.pipeline import batches, helper_threads, in_order, ordere
 from segship.inference.precision import AUTO_MAX_DROP, Choice, choose_precision
 from segship.inference.prediction import Grid, Prediction, decode
 from segship.inference.preprocess import Frame, Prepared, check_input_shape, prepare
-from segship.inference.views import Augmenting, augmented, check_recipe
+from segship.inference.views import Augmenting, affordable_batch, augmented, check_recipe, pixels_at_once
+from segship.inference.volume_network import lone_window
 from segship.inference.windows import run_picture
 from segship.manifest import Manifest, Recipe, Variant
 from segship.package import Package, cache_folder, open_package
@@ -135,7 +136,7 @@ class Predictor:
             threads=threads,
             streams=streams,
             cache_dir=cache_folder() / "compiled" / engine if cache_dir is None else Path(cache_dir),
-            static_shape=static_shape,
+            static_shape=static_shape or lone_window(opened.manifest),
             profile=profile,
         )
         self = _class_for(cls, opened.manifest)(
@@ -278,7 +279,12 @@ class Predictor:
         size = self.batch if batch is None else batch
         if size < 1:
             raise UsageError(f"batch is at least 1, got {size}")
-        size = self.members.fixed_batch(size) or size
+        fixed = self.members.fixed_batch(size)
+        size = fixed or affordable_batch(size, pixels_at_once(self.manifest))
+
+        def most(shape: tuple[int, ...]) -> int:
+            free = fixed is None and self.manifest.network.size is None
+            return affordable_batch(size, shape[1] * shape[2]) if free else size
 
         def read(numbered: tuple[int, Source]) -> Item:
             return self._read_item(*numbered, keep_image=keep_images)
@@ -289,7 +295,7 @@ class Predictor:
         readers = helper_threads()
         streams = self.options.streams
         items = ordered_map(read, enumerate(sources), workers=readers, ahead=size * (streams + 1) + readers)
-        groups = ordered_map(infer, batches(items, size), workers=streams, ahead=streams + 1)
+        groups = ordered_map(infer, batches(items, most), workers=streams, ahead=streams + 1)
         writers = threads or helper_threads()
         return ordered_map(finish, in_order(groups), workers=writers, ahead=size + writers)
 

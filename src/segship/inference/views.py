@@ -10,6 +10,8 @@ from segship.manifest import ImageResize, Mirror, Recipe, Resize, ResizeByFactor
 Augmenting = Literal["1.x", "0.x"]
 AUGMENTING: tuple[Augmenting, ...] = get_args(Augmenting)
 """whose test-time augmentation: mmseg 1.x resizes by factors of the picture's own size, 0.x by factors of the test size"""
+PIXELS_AT_ONCE = 1 << 20
+"""that share a batch in packages that take several sizes"""
 Resizing = Resize | ResizeKeepRatio | ResizeByFactor
 
 
@@ -51,6 +53,42 @@ def _scaled(recipe: Recipe, kind: Augmenting, ratio: float) -> Resizing:
 def resizing(recipe: Recipe) -> Resizing | None:
     """The first step that resizes; None where pictures keep their size."""
     return next((step for step in recipe.preprocess if isinstance(step, Resizing)), None)
+
+
+def pixels_at_once(recipe: Recipe) -> int | None:
+    """Pixels of one network input of a package that takes several sizes, at most; None where nobody knows, or it takes one."""
+    if recipe.network.size is not None or recipe.input.kind != "image":
+        return None
+    if recipe.tiling is not None:
+        return int(recipe.tiling.window[0] * recipe.tiling.window[1])
+    step = resizing(recipe)
+    if isinstance(step, ResizeKeepRatio):
+        return step.long_side * step.short_side
+    return step.height * step.width if isinstance(step, Resize) else None
+
+
+def usual_size(recipe: Recipe) -> tuple[int, int] | None:
+    """(height, width) of the network's input: its window, or what a picture is resized to (a lying one that fills the fit).
+
+    None for a network of no fixed size whose pictures keep theirs.
+    """
+    if recipe.input.kind != "image":
+        return None
+    if recipe.tiling is not None:
+        sides = (recipe.tiling.window[0], recipe.tiling.window[1])
+    else:
+        step = next((step for step in reversed(recipe.preprocess) if isinstance(step, Resizing)), None)
+        if step is None or isinstance(step, ResizeByFactor):
+            return None
+        sides = (step.height, step.width) if isinstance(step, Resize) else (step.short_side, step.long_side)
+    multiples = recipe.network.size_multiple
+    up = [-(-side // multiple) * multiple for side, multiple in zip(sides, multiples, strict=True)]
+    return up[0], up[1]
+
+
+def affordable_batch(batch: int, pixels: int | None) -> int:
+    """``batch``, or what of it fits into `PIXELS_AT_ONCE` where inputs are large: eight street scenes would take tens of GB."""
+    return batch if pixels is None else max(1, min(batch, PIXELS_AT_ONCE // pixels))
 
 
 def with_resize(recipe: Recipe, resize: Resizing, *, mirror: bool = False) -> Recipe:
