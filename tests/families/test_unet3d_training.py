@@ -185,7 +185,7 @@ def test_a_diverged_run_says_so(cases: Path, tmp_path: Path, caplog: pytest.LogC
     caplog.set_level(logging.INFO)
     result = train_unet3d(make_options(cases, tmp_path / "run", diverged_below=0.999), progress=False)
     assert (result.diverged, result.epochs) == (True, 1)
-    assert "stopped: the mean Dice fell below" in caplog.text
+    assert "stopped: the mean Dice is below" in caplog.text
     with pytest.raises(SegshipError, match=r"loss became .* lower --learning_rate"):
         train_unet3d(make_options(cases, tmp_path / "b", learning_rate=1e30, lr_warmup_epochs=0), progress=False)
 

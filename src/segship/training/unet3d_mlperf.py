@@ -227,7 +227,10 @@ def _finish(result: Unet3dResult) -> None:
     text = (json.dumps(result.as_dict(), indent=1) + "\n").encode()
     write_bytes(result.folder / runs.RESULT, text)
     if result.diverged:
-        log.info("stopped: the mean Dice fell below --diverged_below; lower --learning_rate or lengthen the warm-up")
+        log.info(
+            "stopped: the mean Dice is below --diverged_below, the reference's sign of divergence; lower --learning_rate, or "
+            "where it is only early, score later (--start_eval_at) or give --diverged_below 0"
+        )
     if result.value is not None:
         log.info(
             "mean Dice %.4f (kidney %.4f, tumour %.4f) over %d cases, best in epoch %d of %d",
