@@ -107,6 +107,8 @@ def test_classes_that_are_not_cityscapes(tmp_path: Path) -> None:
     assert re.search(r"^mIoU +33\.33 +33\.33$", side_by_side, re.M)
     with pytest.raises(DatasetError, match=r"x.png: case x: its label map holds the unknown id 2"):
         score_files("mmseg", tmp_path / "gt", tmp_path / "pred", classes="2")
+    found = score_files("mmseg", tmp_path / "gt", tmp_path / "pred", classes="4")
+    assert "1 of 4 classes are in no label map (3)" in found.notes
     package = label_package(tmp_path / "net.segship", LABELS[:3], int8=False)
     assert score_files("mmseg", tmp_path / "gt", tmp_path / "pred", classes=str(package.path)).metrics["aAcc"] == 0.5
 

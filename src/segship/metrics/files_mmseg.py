@@ -28,6 +28,7 @@ from segship.datasets.cityscapes_labels import IGNORE, cityscapes_labels
 from segship.datasets.dsb2018_splits import some
 from segship.datasets.label_cases import Numbers, label_case
 from segship.datasets.label_png import LabelPicture, color_table, from_colors, read_label_png, read_numbers
+from segship.datasets.label_rules import LabelRules
 from segship.datasets.mmseg import is_mmseg, open_mmseg
 from segship.errors import DatasetError, UsageError
 from segship.manifest import Label
@@ -35,6 +36,7 @@ from segship.metrics import mmseg
 from segship.metrics.files import FileScores, Progress, pair
 from segship.metrics.mmseg import Settings, UnknownIds
 from segship.metrics.scores import CaseScore
+from segship.package import open_package
 
 KINDS = ("train-ids", "ids", "color")
 SAMPLE = 64  # predictions looked at to learn what they hold
@@ -91,7 +93,7 @@ def score_files(
     if form is not None and form not in mmseg.FORMATS:
         raise UsageError(f"--form takes one of {', '.join(mmseg.FORMATS)}, not '{form}'")
     root = Path(pred)
-    truth = _open_truth(Path(gt), layout, split, folders or FolderOptions(), allow_missing)
+    truth = _open_truth(Path(gt), layout, split, _rules_of(classes, folders or FolderOptions()))
     scored = _classes(classes, truth)
     settings = Settings(
         classes=scored.names, metrics=tuple(metrics), beta=beta, nan_to_num=nan_to_num, ignore=ignore, unknown=unknown
@@ -131,9 +133,15 @@ def _light(score: CaseScore) -> CaseScore:
 # ------------------------------------------------------------------------------------------- ground truth
 
 
-def _open_truth(
-    root: Path, layout: str | None, split: str | Path | None, folders: FolderOptions, partly: bool
-) -> Dataset:
+def _rules_of(classes: str | Sequence[str] | None, folders: FolderOptions) -> FolderOptions:
+    """Label maps as the package was trained with them, where classes are a package's and nobody says other rules."""
+    if folders.rules or not isinstance(classes, str) or not Path(classes).exists():
+        return folders
+    reduced = open_package(classes).manifest.metric.options.get("reduce_zero_label")
+    return replace(folders, rules=LabelRules(reduce_zero_label=True)) if reduced else folders
+
+
+def _open_truth(root: Path, layout: str | None, split: str | Path | None, folders: FolderOptions) -> Dataset:
     if not root.is_dir():
         raise DatasetError(f"there is no folder of ground truth at {root}; check the path")
     if layout not in (None, "cityscapes", "mmseg", "labels"):
@@ -191,8 +199,6 @@ def _classes(given: str | Sequence[str] | None, truth: Dataset) -> Classes:
     if len(names) == 1 and names[0].lower() == "cityscapes":
         return Classes(labels=cityscapes_labels())
     if len(names) == 1 and Path(names[0]).exists():
-        from segship.package import open_package
-
         return Classes(labels=open_package(names[0]).manifest.labels)
     if len(names) == 1 and names[0].isdecimal():
         names = [str(number) for number in range(int(names[0]))]

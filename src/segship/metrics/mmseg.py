@@ -305,6 +305,8 @@ def summed(scores: Sequence[CaseScore]) -> Pooled:
 
 def notes(scores: Sequence[CaseScore]) -> tuple[str, ...]:
     """What a reader of the numbers has to know: unknown ids that were counted or ignored, nothing scored."""
+    if not scores:
+        return ()
     found = [score for score in scores if score.notes]
     told: tuple[str, ...] = ()
     if found:
@@ -314,8 +316,12 @@ def notes(scores: Sequence[CaseScore]) -> tuple[str, ...]:
         told = (
             f"label maps with unknown ids, {how}: {len(found)} of {len(scores)} (first {found[0].id}: {found[0].notes[0]})",
         )
-    if scores and not total(scores)[0][3].any():
-        told += ("no pixel has a label that is scored: all numbers but Precision are empty",)
+    sums, settings = total(scores)
+    absent = [name for name, there in zip(settings.names, sums[3] > 0, strict=True) if not there]
+    if len(absent) == len(settings.names):
+        return (*told, "no pixel has a label that is scored: all numbers but Precision are empty")
+    if absent:
+        told += (f"{len(absent)} of {len(settings.names)} classes are in no label map ({some(absent)})",)
     return told
 
 
