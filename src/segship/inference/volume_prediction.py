@@ -137,6 +137,7 @@ def draw_preview(found: VolumePrediction, side: int) -> np.ndarray:
         if 0 < label.id < len(colors):
             colors[label.id] = label.color
     tiles = []
+    head_first = (getattr(found.recipe.input, "orientation", None) or "").startswith("I")
     extent = max(n * s for n, s in zip(found.frame.shape, found.spacing, strict=True))
     for axis in range(3):
         plane, labels = gray.take(centre[axis], axis), found.labels.take(centre[axis], axis)
@@ -147,7 +148,7 @@ def draw_preview(found: VolumePrediction, side: int) -> np.ndarray:
         rgb = np.repeat(np.asarray(picture)[..., None], 3, axis=2).astype(np.float32)
         tint = np.asarray(shown)[..., None] > 0
         rgb = np.where(tint, rgb * 0.55 + colors[np.asarray(shown)] * 0.45, rgb).astype(np.uint8)
-        if axis:  # feet below, head above
+        if axis and not head_first:  # feet below, head above
             rgb = rgb[::-1]
         tile = np.zeros((side, side, 3), np.uint8)
         top, left = (side - rgb.shape[0]) // 2, (side - rgb.shape[1]) // 2
