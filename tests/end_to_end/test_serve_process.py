@@ -31,12 +31,13 @@ GROWTH = 48 << 20
 
 
 @contextmanager
-def serving(package: Path, *options: object):
-    """(address, process) of a server on a free port."""
+def serving(package: Path, *options: object, **variables: object):
+    """(address, process) of a server on a free port; ``variables`` of its environment."""
     command = [sys.executable, "-m", "segship", "serve", str(package), "--port", "0", "--threads", "1"]
     process = subprocess.Popen(
-        [*command, *map(str, options)], stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
+        [*command, *map(str, options)], stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **{name: str(value) for name, value in variables.items()}},
+    )  # fmt: skip
     try:
         assert process.stderr is not None
         line = process.stderr.readline()
@@ -203,7 +204,8 @@ def test_a_picture_through_curl_is_the_same(served, package, tmp_path):
         assert done.stdout == mask
 
 
-EXAMPLES = [line for line in (DOCS / "serve.md").read_text().splitlines() if line.startswith("curl ")]
+PICTURES = (DOCS / "serve.md").read_text().partition("\n## Volumes")[0]
+EXAMPLES = [line for line in PICTURES.splitlines() if line.startswith("curl ")]
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")

@@ -25,7 +25,7 @@ from serving_volumes import (
 from segship.errors import UsageError
 from segship.inference import nifti
 from segship.inference.predictor import Predictor
-from segship.manifest import PreviousStage, VolumeInput
+from segship.manifest import VolumeInput
 from segship.serve import memory
 from segship.serve.options import VolumeServeOptions
 from segship.serve.volume_service import VolumeService
@@ -231,7 +231,6 @@ def test_packages_that_are_not_served_say_why(tmp_path, monkeypatch):
         reader="tiff-3d", channels=({"name": "EM"},), file_ending=".tif", channel_files="suffix-0000",
     )  # fmt: skip
     cases = {
-        "continues another": {"previous_stage": PreviousStage(file="low.segship")},
         "NIfTI files and single pictures": {"input": tiff},
     }
     for number, (says, changes) in enumerate(cases.items()):

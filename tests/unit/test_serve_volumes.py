@@ -17,7 +17,11 @@ from serving_volumes import AFFINE, SHAPE, VolumeServer, bright, case_bytes, ope
 from volume_files import affine
 
 from segship.cli import run
+from segship.errors import InputError
 from segship.inference.predictor import Predictor
+from segship.manifest import PreviousStage, PreviousStageChannels
+from segship.serve.options import VolumeServeOptions
+from segship.serve.volume_service import VolumeService
 
 CASE = case_bytes(1)
 
@@ -392,3 +396,42 @@ def test_an_opened_package_serves_any_number_of_servers(stub, tmp_path):
             with VolumeServer(predictor) as server:
                 assert asyncio.iscoroutinefunction(server.service.jobs.drained)
                 assert server.done(("a.nii.gz", CASE))["status"] == "done"
+
+
+# ------------------------------------------------------------------------------------------------- cascades
+
+
+def test_a_cascade_runs_both_stages_as_predict_does(tmp_path, monkeypatch):
+    """The second stage sees the first one's labels as a channel; its network is told apart by what it is given."""
+
+    def either(x):
+        if x.shape[1] == 1:
+            return bright(x)
+        inside = x[:, 1:2] * x[:, :1] - 180  # what the first stage found, and only its brighter part
+        return [np.concatenate([np.zeros_like(inside), inside], axis=1).astype(np.float32)]
+
+    stub_engine.install(monkeypatch, either)
+    first = stub_volumes(tmp_path / "first")
+    network = first.manifest.network.model_copy(update={"input_channels": 2})
+    steps = (PreviousStageChannels(labels=(1,), crop=True),)
+    changes = {"network": network, "preprocess": steps, "previous_stage": PreviousStage(file="first")}
+    with open_volumes(tmp_path / "second", **changes) as predictor:
+        files = predicted(predictor, tmp_path, ct_0000=CASE)
+        with VolumeServer(predictor) as server:
+            job = server.submit(("ct_0000.nii.gz", CASE))
+            assert job["windows"]["total"] == 2 * 480
+            done = server.until(job, "done")
+            assert done["windows"] == {"done": 960, "total": 960}
+            for link, name in (("labels", "ct.nii.gz"), ("preview", "previews/ct.png")):
+                assert server.ask("GET", done["links"][link]).content == files[name], name
+            found = written(server.ask("GET", done["links"]["labels"]).content)
+        assert 0 < (found == 1).sum() < (predictor.previous(tmp_path / "in" / "ct_0000.nii.gz").labels == 1).sum()
+
+
+def test_a_cascade_without_its_first_stage_says_so_at_the_start(stub, tmp_path):
+    changes = {"previous_stage": PreviousStage(file="nowhere.segship")}
+    with (
+        open_volumes(tmp_path / "second", **changes) as predictor,
+        pytest.raises(InputError, match=r"put nowhere\.segship beside it"),
+    ):
+        VolumeService(predictor, VolumeServeOptions())

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import fields, replace
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from segship.cli.options import PRECISION_HELP, with_engine
 from segship.errors import UsageError
 from segship.serve.options import ServeOptions, VolumeServeOptions
+
+if TYPE_CHECKING:
+    from segship.inference.predictor import Predictor
 
 _PICTURES, _VOLUMES = ServeOptions(), VolumeServeOptions()
 
@@ -40,6 +44,7 @@ def _both(name: str) -> str:
 )
 @click.option("--keep", type=int, help=f"Volumes: finished jobs that are kept [{_VOLUMES.keep}].")
 @click.option("--keep-seconds", type=float, help=f"Volumes: how long each of them is [{_VOLUMES.keep_seconds:g}].")
+@click.option("--previous-stage", metavar="PACKAGE", help="Volumes: a cascade's first stage [the one beside PACKAGE].")
 @click.option("--allow-host", "allow_hosts", multiple=True, help="A further name that loopback answers to (a proxy's).")
 @click.option("--allow-origin", "allow_origins", multiple=True, help="A web page elsewhere that may call (CORS).")
 @with_engine
@@ -63,6 +68,7 @@ def serve(package: str, precision: str, quiet: bool, verbose: bool, **rest: Any)
 
     names = {field.name for kind in (ServeOptions, VolumeServeOptions) for field in fields(kind)}
     given = {name: value for name in sorted(names) if (value := rest.pop(name)) is not None}
+    previous = rest.pop("previous_stage")
     opened = open_package(package)
     options = _build(VolumeServeOptions if opened.manifest.input.kind == "volume" else ServeOptions, given)
     limits = replace(DEFAULT_LIMITS, max_pixels=options.max_pixels, max_bytes=options.max_bytes)
@@ -74,6 +80,8 @@ def serve(package: str, precision: str, quiet: bool, verbose: bool, **rest: Any)
             err=True,
         )
     with Predictor.open(opened, precision=precision, limits=limits, **rest) as predictor:
+        if previous is not None:
+            _continue(predictor, Path(previous))
 
         def listening(address: str) -> None:
             if not quiet:
@@ -82,6 +90,17 @@ def serve(package: str, precision: str, quiet: bool, verbose: bool, **rest: Any)
 
         run(predictor, options, listening)
     return 0
+
+
+def _continue(predictor: Predictor, path: Path) -> None:
+    """Name the package of a cascade's first stage; UsageError for a package that continues none."""
+    from segship.inference.volume_predictor import VolumePredictor
+
+    if not isinstance(predictor, VolumePredictor) or predictor.manifest.previous_stage is None:
+        raise UsageError(f"package '{predictor.manifest.name}' continues no other; leave out --previous-stage")
+    if not path.exists():
+        raise UsageError(f"there is no package {path}; --previous-stage names the first stage's")
+    predictor.previous_package = path
 
 
 def _build(

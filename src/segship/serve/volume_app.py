@@ -91,15 +91,17 @@ async def _received(service: VolumeService, request: Request) -> Job:
     try:
         sent, words = await intake.read()
         values = parse_fields(words, JOB_FIELDS, {})
-        recipe = service.predictor.manifest
-        order = await asyncio.to_thread(make_order, sent, values, recipe, service.bounds)
+        recipe, first = service.predictor.manifest, service.first
+        order = await asyncio.to_thread(
+            make_order, sent, values, recipe, service.bounds, None if first is None else first.manifest
+        )
         more = order.disk - intake.bytes
         service.space.check_disk(more)
         service.space.add(more, f"the results of {order.case}")
     except BaseException:
         _drop(service, folder, intake.bytes)
         raise
-    return Job(order=order, folder=folder, total=order.cost.passes, held=order.disk)
+    return Job(order=order, folder=folder, total=order.passes, held=order.disk)
 
 
 def _drop(service: VolumeService, folder: Path, held: int) -> None:

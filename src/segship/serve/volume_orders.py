@@ -10,7 +10,7 @@ import math
 import re
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,8 @@ class Order:
     tiles: TileOptions
     probabilities: bool
     cost: Cost
+    passes: int
+    """of the networks over windows, at most: of a cascade's first stage too"""
     memory: int
     """bytes at the peak, about"""
     disk: int
@@ -120,9 +122,17 @@ def _folds(text: str | None, members: Sequence[str]) -> tuple[str, ...] | None:
     return tuple(found)
 
 
-def make_order(sent: Sequence[Sent], values: Mapping[str, Any], recipe: Recipe, bounds: Bounds) -> Order:
+def first_tiles(tiles: TileOptions) -> TileOptions:
+    """What a request's words mean for the first stage of a cascade: its folds and its window are its own."""
+    return replace(tiles, members=None, batch=None)
+
+
+def make_order(
+    sent: Sequence[Sent], values: Mapping[str, Any], recipe: Recipe, bounds: Bounds, first: Recipe | None = None
+) -> Order:
     """Check everything and rename the files to what the reader expects. Takes a while for large files.
 
+    ``first`` is the recipe of a cascade's first stage, which runs before.
     Raises Refused for what does not fit the package or the limits, InputError for a file that is damaged.
     """
     spec = recipe.input
@@ -147,12 +157,15 @@ def make_order(sent: Sequence[Sent], values: Mapping[str, Any], recipe: Recipe, 
             f"{names[0]} cannot be read: its header names no grid that this package can take; {_COPY_AGAIN}"
         )
     _check_voxels(names[0], cost.shape, bounds.voxels)
-    memory = bounds.base + cost.bytes
-    if bounds.memory is not None and memory > bounds.memory:
+    before = None if first is None else cost_of(files, first, first_tiles(tiles))
+    need = cost.bytes
+    if before is not None:  # its labels wait for the second stage as 32-bit numbers, twice while they are resampled
+        need = max(before.bytes, need + 8 * math.prod(cost.shape))
+    if bounds.memory is not None and bounds.base + need > bounds.memory:
         grid = " x ".join(map(str, cost.grid))
         raise Refused(
-            413, f"{case} needs about {in_words(memory)} of memory ({in_words(bounds.base)} for the network, "
-            f"{in_words(cost.bytes)} for a grid of {grid}), and this server may use {in_words(bounds.memory)}",
+            413, f"{case} needs about {in_words(bounds.base + need)} of memory ({in_words(bounds.base)} for the network, "
+            f"{in_words(need)} for a grid of {grid}), and this server may use {in_words(bounds.memory)}",
             "crop it to what you need, leave out probabilities, or start the server with a larger --memory",
         )  # fmt: skip
     voxels, classes = math.prod(cost.shape), recipe.network.outputs[0].channels
@@ -160,7 +173,7 @@ def make_order(sent: Sequence[Sent], values: Mapping[str, Any], recipe: Recipe, 
     disk += 4 * classes * voxels if values["probabilities"] else 0
     return Order(
         case=case, files=tuple(files), shown=names, tiles=tiles, probabilities=values["probabilities"], cost=cost,
-        memory=memory, disk=disk,
+        passes=cost.passes + (0 if before is None else before.passes), memory=bounds.base + need, disk=disk,
     )  # fmt: skip
 
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from segship import __version__
 from segship.engines.processor import processor
 from segship.errors import SegshipError, UsageError
@@ -13,14 +15,15 @@ from segship.inference.predictor import Predictor
 from segship.inference.volume_cases import Case
 from segship.inference.volume_cost import process_peak
 from segship.inference.volume_files import write_case
-from segship.inference.volume_predictor import VolumePredictor
+from segship.inference.volume_predictor import VolumePredictor, open_previous
+from segship.inference.volumes import Volume
 from segship.manifest import Executed, VolumeInput
 from segship.measure.inspect import describe
 from segship.serve import memory
 from segship.serve.metrics import VolumeMetrics
 from segship.serve.options import VolumeServeOptions
 from segship.serve.volume_jobs import Job, JobStore
-from segship.serve.volume_orders import READERS, Bounds, Order
+from segship.serve.volume_orders import READERS, Bounds, Order, first_tiles
 from segship.serve.volume_planes import Plane, count_labels, write_planes
 from segship.serve.volume_space import Space, size_of
 
@@ -58,7 +61,9 @@ class VolumeService:
         self.sha256 = predictor.package.sha256
         self.precision = predictor.precision
         self.engine = predictor.engine
-        predictor.run_one_window()
+        self.first = _first_stage(predictor)
+        for one in (predictor, *([self.first] if self.first else [])):
+            one.run_one_window()
         self.bounds = Bounds(
             voxels=options.max_pixels, base=process_peak(),
             memory=memory.usable() if options.memory is None else options.memory,
@@ -101,7 +106,15 @@ class VolumeService:
 
     def _predict(self, job: Job) -> Found:
         order: Order = job.order
-        found = self.predictor(Case(name=order.case, files=order.files), tiles=order.tiles, progress=job.progress)
+        volume = self.predictor.read(Case(name=order.case, files=order.files))
+        job.check()
+        first = None if self.first is None else self._first_labels(self.first, volume, job)
+        done = job.done
+
+        def progress(more: int, total: int, _: str) -> None:
+            job.progress(done + more, done + total)
+
+        found = self.predictor(volume, previous=first, tiles=order.tiles, progress=progress)
         job.stage = "writing"
         job.check()
         results = job.folder / RESULTS
@@ -119,6 +132,17 @@ class VolumeService:
             voxel_ml=z * y * x / 1000,
             notes=found.notes,
         )
+
+    def _first_labels(self, first: VolumePredictor, volume: Volume, job: Job) -> np.ndarray:
+        """What a cascade's first stage says; the second stage's windows are still to come."""
+        order: Order = job.order
+
+        def progress(done: int, total: int, _: str) -> None:
+            job.progress(done, total + order.cost.passes)
+
+        labels = first(volume, tiles=first_tiles(order.tiles), progress=progress).labels
+        job.check()
+        return labels
 
     def _count(self, job: Job) -> None:
         """Correct the estimate of a job's bytes on disk by what they came to."""
@@ -163,16 +187,24 @@ class VolumeService:
         return None
 
 
+def _first_stage(predictor: VolumePredictor) -> VolumePredictor | None:
+    """The opened first stage of a cascade's package, found now and not by the first request. The predictor closes it."""
+    if predictor.manifest.previous_stage is None:
+        return None
+    if predictor.previous is None:
+        predictor.previous = open_previous(predictor)
+    first = predictor.previous
+    assert isinstance(first, VolumePredictor)
+    if first.manifest.previous_stage is not None or first.manifest.tiling is None:
+        raise UsageError(f"package '{first.manifest.name}' cannot be a first stage here; use segship predict")
+    return first
+
+
 def _check_package(predictor: Predictor) -> None:
     recipe = predictor.manifest
     spec = recipe.input
     if not isinstance(spec, VolumeInput):
         raise UsageError(f"package '{recipe.name}' takes pictures; this server is for volumes")
-    if recipe.previous_stage is not None:
-        raise UsageError(
-            f"package '{recipe.name}' continues another ({recipe.previous_stage.file}); serve that one, or run both with "
-            "segship predict"
-        )
     if spec.reader not in READERS:
         raise UsageError(
             f"package '{recipe.name}' reads {spec.file_ending} files ({spec.reader}), and the server takes NIfTI files "
