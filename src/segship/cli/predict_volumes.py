@@ -93,6 +93,7 @@ def run(
 ) -> PredictSummary:
     """Predict cases with the command line's options; ``silent``: no plan on stderr either."""
     from segship.inference.volume_batch import CaseOptions, predict_cases
+    from segship.inference.volume_budget import NothingFits
     from segship.inference.volume_cost import parse_bytes
     from segship.inference.volume_network import TileOptions
     from segship.inference.volume_predictor import VolumePredictor
@@ -124,8 +125,13 @@ def run(
         if not quiet and not silent:
             click.echo(str(plan), err=True)
 
-    with progress_bar(quiet, unit="window") as progress:
-        return predict_cases(predictor, wanted, out, options, progress, announce)
+    try:
+        with progress_bar(quiet, unit="window") as progress:
+            return predict_cases(predictor, wanted, out, options, progress, announce)
+    except NothingFits as missed:
+        if not quiet:
+            click.echo(missed.table, err=True)
+        raise
 
 
 def _set_previous(predictor: VolumePredictor, given: dict[str, Any]) -> None:

@@ -41,6 +41,14 @@ ENOUGH_SECONDS = 4.0
 """so long a window is timed at most, after one turn to warm up"""
 
 
+class NothingFits(UsageError):
+    """Even the cheapest setting takes longer; ``table`` says what each would take."""
+
+    def __init__(self, message: str, table: str) -> None:
+        super().__init__(message)
+        self.table = table
+
+
 @dataclass(frozen=True, kw_only=True)
 class Price:
     """One setting and what the case that takes longest costs with it."""
@@ -119,7 +127,7 @@ def choose_setting(
 
     A choice that an earlier run left in ``output`` for the same package, engine, cases and budget stands, so that a
     resumed run and another part of a run give like answers. ``previous`` is a folder of the first stage's labels.
-    Raises UsageError where even the cheapest setting takes longer, with what it would take.
+    Raises UsageError for a budget that is none, NothingFits where even the cheapest setting takes longer.
     """
     if not seconds > 0:
         raise UsageError(f"--time-budget takes seconds above 0, not {seconds:g}")
@@ -142,10 +150,11 @@ def choose_setting(
     cheapest = min(prices, key=lambda price: price.case_seconds)
     if chosen is None:
         without = f" without {', '.join(cheapest.gives_up)}" if cheapest.gives_up else ""
-        raise UsageError(
+        raise NothingFits(
             f"no setting keeps to {seconds:g} s a case: {cheapest.case} takes about {_seconds(prices[0].case_seconds)}, and"
             f"{without} still {_seconds(cheapest.case_seconds)} ({_seconds(rest)} of it beside the network); raise "
-            "--time-budget, or run another precision or machine"
+            "--time-budget, or run another precision or machine",
+            table(_shown(prices, cheapest, cheapest), None, seconds),
         )
     found = Budget(
         seconds=seconds, window_seconds=window, rest_seconds=rest, rest_case=name, cases=len(costs),
