@@ -182,7 +182,18 @@ def test_a_package_says_how_its_label_maps_are_read(tmp_path: Path, cache: None)
     for folder, array in (("img_dir", picture), ("ann_dir", np.where(truth == 255, 0, truth + 1).astype(np.uint8))):
         (tmp_path / "d" / folder).mkdir(parents=True)
         cv2.imwrite(str(tmp_path / "d" / folder / "a.png"), array)
-    assert evaluate(package, tmp_path / "d", record=False).variants[0].evaluation.value > 0.8
+    value = evaluate(package, tmp_path / "d", record=False).variants[0].evaluation.value
+    assert value > 0.8
+    assert evaluate(package, open_dataset(tmp_path / "d"), record=False).variants[0].evaluation.value == value
+    said = FolderOptions(rules=LabelRules(reduce_zero_label=True))
+    assert evaluate(package, tmp_path / "d", folders=said, record=False).variants[0].evaluation.value == value
+    void = FolderOptions(rules=LabelRules(label_map={0: 255}))
+    without_road = evaluate(package, tmp_path / "d", folders=void, record=False, output=tmp_path / "out")
+    assert any("classes are in no label map (road" in note for note in without_road.notes)
+    files = score_files(
+        "mmseg", tmp_path / "d", tmp_path / "d" / "ann_dir", classes=str(package.path), unknown="upstream"
+    )
+    assert files.metrics["aAcc"] < 0.2, "labels of another numbering are no predictions"
 
 
 def test_options_of_other_worlds_are_refused(tmp_path: Path, cache: None) -> None:

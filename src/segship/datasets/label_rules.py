@@ -33,6 +33,12 @@ class LabelRules:
     def __bool__(self) -> bool:
         return bool(self.label_map) or self.reduce_zero_label
 
+    def before_reducing(self) -> LabelRules:
+        """Rules to apply before 0 is ignored and one taken from the others, equal to these (with or without that) behind
+        it; 8-bit numbers."""
+        reduced = LabelRules(label_map=self.label_map, reduce_zero_label=True).apply(np.arange(256, dtype=np.uint16))
+        return LabelRules(label_map={old: 0 if new == IGNORE else int(new) + 1 for old, new in enumerate(reduced)})
+
     def apply(self, values: NDArray[np.unsignedinteger]) -> NDArray[np.unsignedinteger]:
         """The same picture with its numbers replaced; a new array where anything changes."""
         if not self:

@@ -16,6 +16,7 @@ from segship.inference.writers import write_bytes
 from segship.manifest import Argmax
 from segship.measure import pictures
 from segship.measure.agreement import kind_of
+from segship.metrics import mmseg
 from segship.metrics.evaluation import Evaluation
 from segship.package import Package, dump_json
 
@@ -130,9 +131,8 @@ def _against_truth(folder: Path, stem: str, case: Case, prediction: Prediction, 
 
 def _truth_of(case: Case, prediction: Prediction) -> tuple[np.ndarray, int]:
     """(class numbers of the ground truth, the number of pixels that are not scored)."""
-    found = case.read_labels().labels[0]
-    ignored = prediction.recipe.metric.options.get("ignore_index", 255)
-    return found, int(ignored)
+    ignored = prediction.recipe.metric.options.get("ignore_index", mmseg.IGNORE)
+    return mmseg.truth_of(case, prediction.recipe), int(ignored)
 
 
 def _against_other(

@@ -13,7 +13,6 @@ import numpy as np
 
 from segship.datasets import Case, Dataset, FolderOptions, is_mmseg_like, open_dataset
 from segship.datasets.cityscapes import is_val
-from segship.datasets.label_rules import LabelRules
 from segship.errors import UsageError
 from segship.inference.prediction import Prediction
 from segship.inference.writers import write_bytes, write_label_png
@@ -36,14 +35,14 @@ def open_labels(
     folders: FolderOptions | None,
     manifest: Manifest,
 ) -> Dataset:
-    """The data set of a package that is scored as mmseg scores. Rules of label maps that the package was trained with
-    hold where nobody says others."""
+    """The data set of a package that is scored as mmseg scores."""
     root = Path(path)
     if layout is None and is_mmseg_like(root):
         layout = "mmseg"
     options = folders or FolderOptions()
-    if not options.rules and manifest.metric.options.get("reduce_zero_label"):
-        options = replace(options, rules=LabelRules(reduce_zero_label=True))
+    if options.rules and manifest.metric.options.get("reduce_zero_label"):
+        # the scorer takes one from every number itself: a label map that holds afterwards, as mmseg's does, goes before
+        options = replace(options, rules=options.rules.before_reducing())
     count = len(manifest.labels)
     return open_dataset(root, layout, split, exclude, num_classes=count, folders=options)
 

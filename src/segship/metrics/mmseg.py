@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from segship.datasets import Case
 from segship.datasets.dsb2018_splits import some
+from segship.datasets.label_rules import LabelRules
 from segship.errors import DatasetError, UsageError
 from segship.inference.prediction import Prediction
 from segship.manifest import Recipe, Threshold
@@ -172,14 +173,19 @@ def score_case(
 ) -> CaseScore:
     """Score one prediction on the picture's own grid against the case's labels."""
     settings, ids = settings_of(prediction.recipe, metrics, unknown)
-    truth = case.read_labels().labels
-    if truth.shape[0] != 1:
-        raise DatasetError(f"case {case.id} is a volume of {truth.shape[0]} slices; this package is scored on pictures")
-    found = prediction.on_grid("input").labels
-    wanted = truth[0]
+    found: NDArray[np.generic] = prediction.on_grid("input").labels
+    wanted: NDArray[np.generic] = truth_of(case, prediction.recipe)
     if ids != tuple(range(len(ids))):
         found, wanted = as_places(found, ids, settings.ignore), as_places(wanted, ids, settings.ignore)
     return score_arrays(case.id, found, wanted, settings)
+
+
+def truth_of(case: Case, recipe: Recipe) -> NDArray[np.unsignedinteger]:
+    """(H, W) of a case's label map, its numbers read as the package was trained on them (``reduce_zero_label``)."""
+    found = case.read_labels().labels
+    if found.shape[0] != 1:
+        raise DatasetError(f"case {case.id} is a volume of {found.shape[0]} slices; this package is scored on pictures")
+    return LabelRules(reduce_zero_label=bool(recipe.metric.options.get("reduce_zero_label"))).apply(found[0])
 
 
 def score_arrays(
