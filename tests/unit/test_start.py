@@ -44,6 +44,9 @@ def test_only_the_command_line_s_own_process_collects_garbage_otherwise(monkeypa
     assert frozen > 0
 
 
-@pytest.mark.parametrize(("arguments", "code"), [(["--version"], 0), (["predict"], 2), (["inspect", "/no/such"], 1)])
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [(["--version"], 0), (["predict"], 2), (["inspect", "/no/such"], 2), (["inspect", __file__], 1)],
+)
 def test_exit_codes_of_the_process(arguments: list[str], code: int):
     assert subprocess.run([sys.executable, "-m", "segship", *arguments], capture_output=True).returncode == code
