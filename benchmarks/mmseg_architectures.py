@@ -25,8 +25,9 @@ sys.path[0] = str(Path(__file__).resolve().parent / "interop")  # not this folde
 import mmseg_worker as worker  # noqa: E402
 import torch  # noqa: E402
 
-SCALE = (512, 256)
+SCALE = (256, 128)
 """width, height that the test pipeline fits pictures into"""
+ENGINES = ("openvino", "onnxruntime")
 CITYSCAPES = "4xb2-80k_cityscapes-512x1024"
 ARCHITECTURES = {
     "FCN-ResNet18": f"fcn/fcn_r18-d8_{CITYSCAPES}.py",
@@ -99,7 +100,14 @@ def one(name: str, picture: Path) -> Row:
             config = small_config(name, folder)
             row |= worker.make_checkpoint(str(config), str(folder / "net.pth"), str(picture))
             options = {"config": str(config), "generic": True}
-            found = export(folder / "net.pth", folder / "net.segship", family="mmseg", options=options, sample=picture)
+            found = export(
+                folder / "net.pth",
+                folder / "net.segship",
+                family="mmseg",
+                options=options,
+                sample=picture,
+                engines=ENGINES,
+            )
         except SegshipError as error:
             row |= {"result": "refused", "why": " ".join(str(error).split()).replace(place, "…")}
         except Exception as error:  # of mmseg, while it builds or runs the network

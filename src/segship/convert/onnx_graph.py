@@ -108,11 +108,16 @@ def cleaned(model: onnx.ModelProto, advice: str = "this torch version is not sup
         node.doc_string = ""
         if node.op_type == "Conv" and node.input[1].endswith(".weight"):
             node.name = node.input[1].removesuffix(".weight")
-    leftover = {"BatchNormalization", "Dropout"} & operators(model).keys()
+    # A batch norm that follows no convolution (a pooling, a sum) cannot be folded and stays, with its stored statistics.
+    leftover = {node.op_type for node in graph.node if node.op_type == "Dropout" or _in_training(node)}
     if leftover:
         raise SourceError(f"the exported graph still holds {', '.join(sorted(leftover))}; {advice}")
     onnx.checker.check_model(model)
     return model
+
+
+def _in_training(node: onnx.NodeProto) -> bool:
+    return node.op_type == "BatchNormalization" and any(a.name == "training_mode" and a.i for a in node.attribute)
 
 
 def operators(model: onnx.ModelProto) -> Counter[str]:

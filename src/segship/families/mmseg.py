@@ -22,13 +22,13 @@ from segship.families import Option, OptionValue, Source
 from segship.families.checkpoint import SUFFIXES, Checkpoint, open_checkpoint
 from segship.families.common import CLASS_NAMES, INPUT_SIZE, fill_network, package_name
 from segship.families.mmseg_config import MAX_BYTES, Config
-from segship.families.mmseg_generic import at_one_size
+from segship.families.mmseg_generic import at_one_size, classes_of
 from segship.families.mmseg_keys import NotNative, Recognised, is_mmseg
 from segship.families.mmseg_keys import recognise as recognise_keys
 from segship.families.mmseg_known import Classes
 from segship.families.mmseg_native import batch_norm_eps, check_classes, complete
 from segship.families.mmseg_recipe import NetworkFacts, build_recipe, fitting_classes
-from segship.families.mmseg_settings import Settings, last_head, make_classes, read_settings
+from segship.families.mmseg_settings import Settings, dataset_type, last_head, make_classes, read_settings
 from segship.families.mmseg_sources import FoundConfig, changed_scale, find_config
 from segship.networks.mmseg_segmentor import HeadShape, NetworkShape, Segmentor
 from segship.networks.mmseg_unet import UNetShape
@@ -245,6 +245,11 @@ def _classes(
             if not found.palette and same and settings.classes is not None:
                 found = replace(found, palette=settings.classes.palette)
             return found, origin
+    dataset = dataset_type(given.config)
+    theirs = classes_of(dataset) if settings.classes is None and dataset else None
+    if theirs is not None:
+        origin = f"mmseg's {dataset}"
+        return make_classes(*theirs, origin), origin
     return settings.classes, given.config.origin
 
 

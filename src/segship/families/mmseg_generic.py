@@ -153,14 +153,11 @@ def _load(segmentor: nn.Module, state_dict: Mapping[str, Tensor], name: str) -> 
     absent = [key for key in own if key not in given and not key.endswith("num_batches_tracked")]
     unknown = [key for key in given if key not in own]
     shapes = [key for key in own if key in given and own[key].shape != given[key].shape]
-    if absent or unknown or shapes:
-        told = [f"{len(absent)} missing ({absent[0]})"] * bool(absent)
-        told += [f"{len(unknown)} unknown ({unknown[0]})"] * bool(unknown)
-        if shapes:
-            key = shapes[0]
-            told.append(
-                f"{len(shapes)} of another shape ({key}: {tuple(given[key].shape)}, not {tuple(own[key].shape)})"
-            )
+    told = [f"{len(keys)} {what} ({keys[0]})" for keys, what in ((absent, "missing"), (unknown, "unknown")) if keys]
+    if shapes:
+        sizes = f"{shapes[0]}: {tuple(given[shapes[0]].shape)}, not {tuple(own[shapes[0]].shape)}"
+        told.append(f"{len(shapes)} of another shape ({sizes})")
+    if told:
         raise SourceError(
             f"{name} is no checkpoint of this config's network: {', '.join(told)}; give the config it was trained with"
         )

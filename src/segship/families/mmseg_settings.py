@@ -299,6 +299,12 @@ def _positive(values: Any) -> tuple[float, ...]:
     return ()
 
 
+def dataset_type(config: Config) -> str | None:
+    """The name of the data set's class in mmseg, 'ADE20KDataset'; None where the configuration names none."""
+    kind = _dataset(config).get("type")
+    return kind if isinstance(kind, str) else None
+
+
 def _dataset(config: Config) -> Values:
     for path in (
         "test_dataloader.dataset",

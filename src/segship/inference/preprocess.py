@@ -112,10 +112,10 @@ def check_input_shape(shape: tuple[int, ...], recipe: Recipe, name: str) -> None
     sides = shape[1:]
     if len(sides) != len(network.size_multiple):
         raise InputError(f"{name}: the network takes {network.layout} arrays, got {len(sides)} spatial axes")
+    if recipe.tiling is not None and recipe.input.kind == "image":
+        return  # windows are cut and filled up one by one
     if network.size is not None and tuple(sides) != network.size:
         raise InputError(f"{name}: the network takes exactly {_by(network.size)}, got {_by(sides)}")
-    if recipe.tiling is not None and recipe.input.kind == "image":
-        return  # windows are filled up one by one
     if any(side % multiple or not side for side, multiple in zip(sides, network.size_multiple, strict=True)):
         nearest = [max(m, -(-side // m) * m) for side, m in zip(sides, network.size_multiple, strict=True)]
         raise InputError(
