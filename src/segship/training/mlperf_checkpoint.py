@@ -110,6 +110,12 @@ def load_run(path: Path, options: Unet3dOptions) -> dict[str, Any]:
     return state
 
 
+def sweep(path: Path) -> None:
+    """Remove what a killed run had half written for ``path``."""
+    for left in path.parent.glob(f".{path.name}.*.tmp"):
+        left.unlink(missing_ok=True)
+
+
 def load_best(path: Path, best: Mapping[str, float]) -> dict[str, Any]:
     """The best weights from the checkpoint, if they are those of ``best``.
 

@@ -124,6 +124,9 @@ def _start(setting: Setting, first: bool) -> _Moving:
     state, sizes = Progress(), (0, 0)
     if options.resume:
         state, sizes = _restore(setting, optimizer, scaler)
+        if first:
+            for path in (options.run_folder / STATE, options.checkpoint):
+                mlperf_checkpoint.sweep(path)
     elif first:
         _start_folder(setting)
     mllog = MlperfLog(options.mllog if first else None, stdout=options.mllog_stdout and first, keep_bytes=sizes[0])

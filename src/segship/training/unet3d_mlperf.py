@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from segship.errors import SourceError, UsageError
-from segship.families.checkpoint import open_checkpoint
+from segship.families import load_source
 from segship.inference.writers import write_bytes
 from segship.networks.unet3d_mlperf import Unet3D
 from segship.training import distributed, mlperf_checkpoint, runs
@@ -29,8 +29,7 @@ from segship.training.mlperf_options import Unet3dOptions
 from segship.training.mlperf_recipe import Seeds, make_seeds
 
 log = logging.getLogger(__name__)
-OUTPUT_KEYS = ("output.conv.0.", "output.conv.")
-"""the output layer's name before and since April 2021"""
+FAMILY, CLASSES = "unet3d_mlperf", 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,25 +76,28 @@ def train_unet3d(options: Unet3dOptions, *, progress: bool = True) -> Unet3dResu
 def build_network(options: Unet3dOptions, seed: int) -> Unet3D:
     """The network of these options with torch's default initialisation from ``seed``."""
     torch.manual_seed(seed)
-    return Unet3D(1, 3, options.normalization, options.activation, options.filters)  # type: ignore[arg-type]
+    return Unet3D(1, CLASSES, options.normalization, options.activation, options.filters)  # type: ignore[arg-type]
 
 
-def load_weights(network: nn.Module, path: Path) -> None:
-    """Weights of a checkpoint (best_…, else last_model_state_dict, else a bare state dict) into ``network``.
-
-    Both spellings of the output layer are taken. SourceError where they are another network's.
-    """
-    stored = open_checkpoint(path).state_dict
-    old, new = OUTPUT_KEYS
-    renamed = {new + key.removeprefix(old) if key.startswith(old) else key: value for key, value in stored.items()}
-    wanted = network.state_dict()
-    wrong = [key for key in wanted if key not in renamed or renamed[key].shape != wanted[key].shape]
-    if wrong or len(renamed) != len(wanted):
-        what = wrong[0] if wrong else next(key for key in renamed if key not in wanted)
+def load_network(path: Path, activation: str) -> nn.Module:
+    """The network of a checkpoint (its best weights, else the last, else a bare state dict), widths and normalisation
+    included. ``activation`` counts where nothing beside the file names one. SourceError for another network's."""
+    given = {} if activation == "relu" else {"activation": activation}
+    source = load_source(path, options=given)
+    network = source.network
+    if (
+        not isinstance(network, nn.Module)
+        or source.recipe.family != FAMILY
+        or source.recipe.network.input_channels != 1
+    ):
         raise SourceError(
-            f"{path} is no checkpoint of this network (first difference: {what}); see --filters, --normalization"
+            f"{path} is a {source.recipe.family} network, not the 3D U-Net of MLPerf Training on one CT channel"
         )
-    network.load_state_dict(renamed)
+    if source.recipe.network.outputs[0].channels != CLASSES:
+        raise SourceError(
+            f"{path} has {source.recipe.network.outputs[0].channels} classes; KiTS19 has background and 2"
+        )
+    return network
 
 
 def score_network(
@@ -198,8 +200,7 @@ def _score_checkpoint(
     options: Unet3dOptions, held_out: list[Case], device: torch.device, progress: bool
 ) -> Unet3dResult:
     assert options.load_ckpt_path is not None
-    network = build_network(options, 0)
-    load_weights(network, options.load_ckpt_path)
+    network = load_network(options.load_ckpt_path, options.activation)
     found = score_network(options, network.to(device), held_out, device, progress)
     if distributed.rank() == 0:
         for name, value in found.metrics().items():
