@@ -95,8 +95,11 @@ def test_classes_that_are_not_cityscapes(tmp_path: Path) -> None:
     truth = np.array([[0, 1, 2, 2]], np.uint8)
     Image.fromarray(truth).save(tmp_path / "gt" / "x.png")
     Image.fromarray(np.array([[0, 1, 1, 0]], np.uint8)).save(tmp_path / "pred" / "x.png")
-    with pytest.raises(UsageError, match="which classes"):
-        score_files("mmseg", tmp_path / "gt", tmp_path / "pred")
+    counted = score_files("mmseg", tmp_path / "gt", tmp_path / "pred")
+    assert counted.metrics["IoU.1"] == 0.5
+    assert "classes are taken as 0 to 2, the numbers that the files hold; --classes names them" in counted.notes
+    with pytest.raises(UsageError, match="--classes takes names"):
+        score_files("mmseg", tmp_path / "gt", tmp_path / "pred", classes="a,,b")
     by_number = score_files("mmseg", tmp_path / "gt", tmp_path / "pred", classes="3")
     assert by_number.metrics["IoU.1"] == 0.5
     named = score_files("mmseg", tmp_path / "gt", tmp_path / "pred", classes="sky, tree, road")

@@ -169,7 +169,8 @@ def evaluate(
 @_METRICS
 @_UNKNOWN
 @click.option(
-    "--classes", help="mmseg: cityscapes, names (road,car), their number, or a package [cityscapes by file names]."
+    "--classes",
+    help="mmseg: cityscapes, names (road,car), their number, or a package [cityscapes by file names, else counted].",
 )
 @click.option("--values", help="mmseg: what PRED holds: train-ids, ids or color [found out].")
 @click.option("--beta", type=click.FloatRange(0, min_open=True), help="mmseg: weight of recall in Fscore [1].")

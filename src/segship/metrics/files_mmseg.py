@@ -8,6 +8,7 @@ said. Files are paired by their names without what Cityscapes adds to them.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +19,6 @@ from segship.datasets import Dataset, FolderOptions
 from segship.datasets.cityscapes import (
     LABEL_IDS,
     TRAIN_IDS,
-    VAL_CITIES,
     base_name,
     find_cityscapes,
     open_cityscapes,
@@ -39,6 +39,8 @@ from segship.metrics.scores import CaseScore
 from segship.package import open_package
 
 KINDS = ("train-ids", "ids", "color")
+MOST_CLASSES = 1000
+_CITYSCAPES = re.compile(r"[a-z][a-z-]*_\d{6}_\d{6}")
 SAMPLE = 64  # predictions looked at to learn what they hold
 
 
@@ -47,6 +49,7 @@ class Classes:
     """What is scored: names, and where they are known the colours and own ids by which files tell the classes."""
 
     labels: tuple[Label, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -84,9 +87,9 @@ def score_files(
     """Score the label maps under ``pred`` against those of ``gt``.
 
     ``classes``: 'cityscapes', names, a number of classes, or a package whose classes they are; None recognises
-    Cityscapes by its file names. ``values`` says what predictions hold (KINDS) instead of finding it out. ``folders``
+    Cityscapes by its file names and counts the classes of others. ``values`` says what predictions hold (KINDS) instead of finding it out. ``folders``
     reads ground truth otherwise (suffixes, label_map, reduce_zero_label). ``form`` is that of the table, 0.x or 1.x.
-    Raises DatasetError naming files that are missing, faulty or of another size, UsageError where classes are not known.
+    Raises DatasetError naming files that are missing, faulty or of another size, UsageError for options without sense.
     """
     if values is not None and values not in KINDS:
         raise UsageError(f"--values takes one of {', '.join(KINDS)}, not '{values}'")
@@ -94,12 +97,12 @@ def score_files(
         raise UsageError(f"--form takes one of {', '.join(mmseg.FORMATS)}, not '{form}'")
     root = Path(pred)
     truth = _open_truth(Path(gt), layout, split, _rules_of(classes, folders or FolderOptions()))
-    scored = _classes(classes, truth)
+    files = _predictions(root)
+    truth = pair(truth, files, root, allow_missing)
+    scored = _classes(classes, truth) or _counted([files[case.id] for case in truth.cases], truth, ignore)
     settings = Settings(
         classes=scored.names, metrics=tuple(metrics), beta=beta, nan_to_num=nan_to_num, ignore=ignore, unknown=unknown
     )
-    files = _predictions(root)
-    truth = pair(truth, files, root, allow_missing)
     read, said = _reader([files[case.id] for case in truth.cases], scored, values, ignore)
     scores: list[CaseScore] = []
     for done, case in enumerate(truth.cases):
@@ -117,7 +120,7 @@ def score_files(
         name=root.resolve().name,
         metrics=mmseg.summarise(scores),
         scores=tuple(scores),
-        notes=(*truth.notes, *mmseg.notes(scores), said),
+        notes=(*truth.notes, *mmseg.notes(scores), *scored.notes, said),
         dataset=truth,
         listed=("mIoU",) if "mIoU" in settings.metrics else (),
         form=form,
@@ -183,18 +186,15 @@ def _folder_of_labels(root: Path, folders: FolderOptions) -> Dataset:
         return lambda: folders.rules.apply(train_ids_of(path) if own else read_numbers(path))
 
     cases = tuple(label_case(name, path, None, reader(path)) for name, path in found.items())
-    return Dataset(name=root.resolve().name, layout="labels", cases=cases)
+    named = all(path.name.endswith((LABEL_IDS, TRAIN_IDS)) for path in found.values())
+    return Dataset(name=root.resolve().name, layout="cityscapes" if named else "labels", cases=cases)
 
 
-def _classes(given: str | Sequence[str] | None, truth: Dataset) -> Classes:
-    """Raises UsageError where nothing says which classes there are."""
+def _classes(given: str | Sequence[str] | None, truth: Dataset) -> Classes | None:
+    """None where neither anybody nor the files' names say which classes there are. UsageError for words without sense."""
     if given is None:
-        cities = {case.id.split("_")[0] for case in truth.cases}
-        if truth.layout == "cityscapes" or cities <= VAL_CITIES:
-            return Classes(labels=cityscapes_labels())
-        raise UsageError(
-            "which classes? give --classes cityscapes, their names (road,car,…), their number, or a package"
-        )
+        known = truth.layout == "cityscapes" or all(_CITYSCAPES.fullmatch(case.id) for case in truth.cases)
+        return Classes(labels=cityscapes_labels()) if known else None
     names = [part.strip() for part in given.split(",")] if isinstance(given, str) else list(given)
     if len(names) == 1 and names[0].lower() == "cityscapes":
         return Classes(labels=cityscapes_labels())
@@ -204,7 +204,39 @@ def _classes(given: str | Sequence[str] | None, truth: Dataset) -> Classes:
         names = [str(number) for number in range(int(names[0]))]
     if not all(names) or not names:
         raise UsageError(f"--classes takes names with commas between them, a number or a package, not '{given}'")
-    return Classes(labels=tuple(Label(id=place, name=name, color=(0, 0, 0)) for place, name in enumerate(names)))
+    return _named(names)
+
+
+def _named(names: Sequence[str], notes: tuple[str, ...] = ()) -> Classes:
+    labels = tuple(Label(id=place, name=name, color=(0, 0, 0)) for place, name in enumerate(names))
+    return Classes(labels=labels, notes=notes)
+
+
+def _counted(files: Sequence[Path], truth: Dataset, ignore: int) -> Classes:
+    """As many classes as the numbers of both sides tell: means leave out those that are nowhere, so none is changed by one
+    that no file shows."""
+    top = 0
+    for case, path in zip(truth.cases, files, strict=True):
+        found = read_label_png(path)
+        if found.in_colour:
+            raise UsageError(
+                f"which classes have these colours ({path.name})? give --classes cityscapes, or a package that has them"
+            )
+        top = max(
+            [
+                top,
+                *(
+                    n
+                    for v in (case.read_labels().labels, found.values)
+                    for n in _present(v)
+                    if n not in (ignore, IGNORE)
+                ),
+            ]
+        )
+    if top > MOST_CLASSES:
+        raise UsageError(f"the files hold numbers up to {top}; say what they are with --classes and --label-map")
+    told = f"classes are taken as 0 to {top}, the numbers that the files hold; --classes names them"
+    return _named([str(number) for number in range(top + 1)], (told,))
 
 
 # -------------------------------------------------------------------------------------------- predictions
