@@ -167,6 +167,7 @@ def test_mmseg_folders(tmp_path: Path) -> None:
     assert open_dataset(ade).split == "validation"
     assert default_split(ade, "mmseg") is None
     assert default_split(root, "mmseg") == "val"
+    assert recognise_layout(folders(tmp_path / "sod", "images", "annotations")) == "sod"
     listed = tmp_path / "val.txt"
     listed.write_text("b\n")
     flat = folders(tmp_path / "voc", "JPEGImages", "SegmentationClass")

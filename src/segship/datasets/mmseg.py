@@ -26,15 +26,18 @@ FOLDERS = (
     ("images", "labels"),
     ("images", "masks"),
 )
-OWN = FOLDERS[:3]
-"""pairs that no other layout uses"""
+OWN = (FOLDERS[0], FOLDERS[2])
+"""pairs that no other layout uses; images + annotations may be salient objects too, unless they hold splits"""
 VALIDATION, TRAINING = ("val", "validation", "valid"), ("train", "training")
 HINT = "expected img_dir/<split>/<name>.jpg and ann_dir/<split>/<name>.png (or --img-dir, --ann-dir, --img-suffix, --seg-map-suffix)"
 
 
 def is_mmseg(root: Path) -> bool:
     """Whether two folders lie there that only this layout has."""
-    return any((root / images).is_dir() and (root / labels).is_dir() for images, labels in OWN)
+    if any((root / images).is_dir() and (root / labels).is_dir() for images, labels in OWN):
+        return True
+    splits = (*VALIDATION, *TRAINING)
+    return any((root / "images" / name).is_dir() and (root / "annotations" / name).is_dir() for name in splits)
 
 
 def is_mmseg_like(root: Path) -> bool:

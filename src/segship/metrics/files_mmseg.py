@@ -109,10 +109,7 @@ def score_files(
         wanted = case.read_labels().labels[0]
         found = read(files[case.id])
         _refuse_foreign(files[case.id], found, settings)
-        try:
-            scores.append(_light(mmseg.score_arrays(case.id, found, wanted, settings)))
-        except DatasetError as error:
-            raise DatasetError(f"{files[case.id]}: {error}") from None
+        scores.append(_light(mmseg.score_arrays(case.id, found, wanted, settings)))
         if progress is not None:
             progress(done + 1, len(truth.cases), case.id)
     return FileScores(
