@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from pathlib import Path
@@ -190,6 +191,8 @@ def test_other_orientations_are_told_and_turned_on_request(tmp_path: Path, codes
 def test_nothing_to_prepare_and_nowhere_to_write(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="holds no KiTS19 case; expected case_00000/imaging"):
         prepare_kits19(tmp_path, tmp_path / "out")
+    assert segship(["prepare", "kits19", str(tmp_path / "absent"), str(tmp_path / "out")]) == 2
+    assert segship(["prepare", "kits19", str(tmp_path / "absent"), "--verify"]) == 2
     write_case(tmp_path / "raw/case_00000")
     (tmp_path / "file").write_text("x")
     with pytest.raises(OutputError, match="cannot write"):
@@ -214,6 +217,9 @@ def test_every_mismatch_is_listed_and_extras_are_no_fault(tmp_path: Path) -> Non
     fine = verify_kits19(out, tmp_path / "checksum.json")
     assert fine.passed
     assert (fine.checked, fine.absent, fine.unlisted) == (5, 1, ("case_00002_y.npy",))
+    text = "".join(f"{value}  ./out/{name}\n" for name, value in sums.items())
+    (tmp_path / "sums.md5").write_text(text)
+    assert verify_kits19(out, tmp_path / "sums.md5") == dataclasses.replace(fine, against="sums.md5")
     for name in ("case_00000_y.npy", "case_00001_x.npy"):
         array = np.load(out / name)
         array.flat[7] += 1

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from segship.datasets import kits19_steps
 from segship.datasets.kits19 import HINT, Files, is_known, raw_files
 from segship.datasets.kits19_verify import Verification, verify_kits19
-from segship.errors import DatasetError, OutputError, SegshipError, UsageError
+from segship.errors import DatasetError, DatasetMissing, OutputError, SegshipError, UsageError
 from segship.inference.volume_chain import prepare_steps
 from segship.inference.volume_labels import labels_on_network_grid
 from segship.inference.volumes import read_labels, read_volume
@@ -120,6 +120,8 @@ def prepare_kits19(
     root, target = Path(source), Path(out)
     if minimum < 1 or (workers is not None and workers < 1):
         raise UsageError("--pad-to and --workers are at least 1")
+    if not root.is_dir():
+        raise DatasetMissing(f"there is no folder of cases at {root}; check the path")
     listed = raw_files(root, empty=True)
     if not listed:
         raise DatasetError(f"{root} holds no KiTS19 case; {HINT}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segship.datasets.kits19 import facts, prepared_files
-from segship.errors import DatasetError, UsageError
+from segship.errors import DatasetError, DatasetMissing, UsageError
 
 TOLERANCE = 1e-5
 """of an image's values, in standard deviations of its CT numbers"""
+_FORMS = "it is JSON (file name -> md5), or what md5sum prints"
+_MD5SUM = re.compile(r"^([0-9a-fA-F]{32}) [ *](.+)$", re.MULTILINE)
 Recompute = Callable[[str], NDArray[np.float32] | None]
 
 
@@ -65,15 +68,19 @@ class Verification:
 
 
 def verify_kits19(folder: Path, reference: Path | None = None, *, recompute: Recompute | None = None) -> Verification:
-    """Compare the arrays in ``folder`` with ``reference``: None for the published md5 sums, a JSON file of file name ->
-    md5, or a folder of arrays made elsewhere.
+    """Compare the arrays in ``folder`` with ``reference``: None for the published md5 sums, a file of others (JSON, or
+    what md5sum prints), or a folder of arrays made elsewhere.
 
     ``recompute`` gives a case's image from its source, for images whose md5 differs. Raises DatasetError where there is
     nothing to compare, UsageError for a reference that cannot be read.
     """
+    if not folder.is_dir():
+        raise DatasetMissing(f"there is no folder of prepared cases at {folder}; check the path")
     files = [path for case in prepared_files(folder) for path in (case.image, case.labels) if path is not None]
     if not files:
         raise DatasetError(f"{folder} holds no prepared case (case_00000_x.npy and _y.npy); prepare it first")
+    if reference is not None and not reference.exists():
+        raise UsageError(f"there is no list or folder {reference} to verify against; check the path")
     if reference is not None and reference.is_dir():
         return _against_folder(files, reference)
     wanted = _read_list(reference)
@@ -103,13 +110,13 @@ def _read_list(path: Path | None) -> Mapping[str, str]:
         found: Mapping[str, str] = facts()["md5"]
         return found
     try:
-        loaded = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        lines = {Path(name).name: digest for digest, name in _MD5SUM.findall(text)}
+        loaded = lines or json.loads(text)
     except (OSError, ValueError) as error:
-        raise UsageError(
-            f"{path} cannot be read as a list of md5 sums ({error}); it is JSON: file name -> md5"
-        ) from None
+        raise UsageError(f"{path} cannot be read as a list of md5 sums ({error}); {_FORMS}") from None
     if not isinstance(loaded, dict) or not all(isinstance(value, str) for value in loaded.values()):
-        raise UsageError(f"{path} is no list of md5 sums; it is JSON: file name -> md5")
+        raise UsageError(f"{path} is no list of md5 sums; {_FORMS}")
     return {str(name): value.lower() for name, value in loaded.items()}
 
 

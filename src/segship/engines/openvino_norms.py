@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-LEAST_VALUES = 1 << 18
+LEAST_VALUES = 1 << 17
 """of one channel; below, the kernel's own sums are good to 2e-4 and stay"""
 _NODES_STAND_BEFORE = 1 << 20
 """bytes of an ONNX file in which its nodes are named; the weights come after them"""

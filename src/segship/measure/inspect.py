@@ -50,7 +50,7 @@ def describe_text(package: Package) -> str:
     lines = [
         f"{about['name']}  ({about['architecture']}, {about['parameters']:,} parameters)",
         f"  package   {package.path}  sha256 {about['sha256'][:16]}…",
-        f"  input     {about['input']['kind']}, channels {channels}, read as {about['input']['reader']}",
+        f"  input     {about['input']['kind']}, channels {channels}, read as {about['input']['reader']}{_turned(about)}",
         f"  network   {(about['network_size'] and size) or 'any size'} (multiples of {'x'.join(map(str, about['size_multiple']))})",
         "  steps     " + " → ".join(_step_text(step) for step in about["preprocess"]),
         f"  decode    {about['decode']['activation']} → {_decision_text(about['decode'])}",
@@ -124,8 +124,14 @@ def _drop_text(variant: dict[str, Any]) -> str:
     return f"{drop['metric']} {drop['value']:.4f}, drop {drop['drop']:+.4f} [{low:+.4f}, {high:+.4f}] over {drop['cases']} cases"
 
 
+def _turned(about: dict[str, Any]) -> str:
+    target = about["input"].get("orientation")
+    return f", turned to {','.join(target)}" if target else ""
+
+
 def _accuracy_text(record: dict[str, Any]) -> str:
     split = f", split {record['split']}" if record.get("split") else ""
+    split += f", score {record['score']}" if record.get("score") else ""
     return (
         f"{record.get('precision', '?'):<5} {record.get('metric', '?')} {record.get('value', float('nan')):.4f}"
         f" on {record.get('dataset', '?')}{split}"
