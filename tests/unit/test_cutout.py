@@ -458,7 +458,7 @@ def test_without_pymatting(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"kind": "sticker"}, "mask, cutout, composite, overlay"),
+        ({"kind": "sticker"}, "color, cityscapes, cutout, composite, overlay"),
         ({"cutout_style": "round"}, "straight, rembg"),
         ({"threshold": 1.5}, "0..1"),
         ({"threshold": float("nan")}, "0..1"),
