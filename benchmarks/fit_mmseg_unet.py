@@ -169,7 +169,7 @@ def fit(options: Options, out: Path, pictures: Pictures, minutes: float | None) 
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
         step += 1
         bar.update()
         bar.set_postfix(loss=f"{np.mean(losses[-20:]):.3f}")

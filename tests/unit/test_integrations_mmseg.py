@@ -16,7 +16,7 @@ from torch.nn.functional import interpolate
 
 from segship.errors import PackageError, SourceError, UsageError
 from segship.inference.predictor import Predictor
-from segship.integrations.mmseg_chain import head_logits, read_chain
+from segship.integrations.mmseg_chain import check_preprocessor, head_logits, read_chain
 from segship.integrations.mmseg_config import write_eval_config
 from segship.manifest import Network, Normalize, Output
 
@@ -172,7 +172,7 @@ def test_a_package_of_one_size_says_so(tmp_path, package):
 def test_the_chain_is_read_from_the_manifest(package):
     chain = read_chain(package.manifest)
     np.testing.assert_allclose(chain.normalisation, (MEAN, STD), rtol=1e-6)
-    assert (chain.channels, chain.align_corners, chain.rgb, chain.threshold) == (19, False, True, 0.3)
+    assert (chain.channels, chain.align_corners, chain.order, chain.threshold) == (19, False, "rgb", 0.3)
     inside = street_manifest(b"", preprocess=())
     assert read_chain(inside).normalisation is None
     step = Normalize(subtract=MEAN, multiply=STD)
@@ -181,6 +181,23 @@ def test_the_chain_is_read_from_the_manifest(package):
     probabilities = _network(package, outputs=(Output(name="y", channels=19, values="probabilities"),))
     with pytest.raises(PackageError, match="logits"):
         read_chain(street_manifest(b"", network=probabilities))
+
+
+def test_the_configs_preprocessor_must_be_the_packages(package):
+    chain = read_chain(package.manifest)
+    assert check_preprocessor(chain, (list(MEAN), list(STD)), True)
+    for constants, swaps, told in (
+        ((list(MEAN), [1.0, 1.0, 1.0]), True, "normalises with"),
+        ((list(MEAN)[:1], list(STD)[:1]), True, "normalises with"),
+        (None, True, "normalises with"),
+        ((list(MEAN), list(STD)), False, "gives the network BGR"),
+    ):
+        with pytest.raises(UsageError, match=told):
+            check_preprocessor(chain, constants, swaps)
+    inside = read_chain(street_manifest(b"", preprocess=()))
+    assert not check_preprocessor(inside, (list(MEAN), list(STD)), True)
+    nothing = read_chain(street_manifest(b"", preprocess=(Normalize(subtract=(0, 0, 0), multiply=(1, 1, 1)),)))
+    assert check_preprocessor(nothing, None, True)
 
 
 # ------------------------------------------------------------------------------------ mmcv's operators

@@ -20,9 +20,8 @@ install_stub()
 from mmseg.models.segmentors import BaseSegmentor  # noqa: E402
 from mmseg.registry import MODELS  # noqa: E402
 
-from segship.errors import UsageError  # noqa: E402
 from segship.inference.predictor import Predictor  # noqa: E402
-from segship.integrations.mmseg_chain import Chain, head_logits, read_chain  # noqa: E402
+from segship.integrations.mmseg_chain import Chain, check_preprocessor, head_logits, read_chain  # noqa: E402
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -88,21 +87,11 @@ class SegshipSegmentor(BaseSegmentor):
         raise NotImplementedError("test-time augmentation is SegTTAModel's in mmseg 1.x: tools/test.py --tta")
 
     def _fit_preprocessor(self) -> None:
-        """Hold the config's normalisation against the package's; where it lies inside the graph, leave it out here."""
+        """Hold the config's preprocessor against the package; where the normalisation lies inside the graph, leave it out here."""
         theirs = self.data_preprocessor
-        if self.chain.normalisation is None:
-            theirs._enable_normalize = False
-            return
-        mean, std = self.chain.normalisation
-        given = getattr(theirs, "_enable_normalize", False)
-        if not given:
-            raise UsageError(
-                "the config's data_preprocessor does not normalise, and the package's network was made for normalised values; "
-                "keep the data_preprocessor of the training config"
-            )
-        pairs = ((theirs.mean, mean), (theirs.std, std))
-        if any(not np.allclose(a.flatten().numpy(), b, rtol=1e-5, atol=1e-5) for a, b in pairs):
-            raise UsageError(
-                f"the config normalises with mean {theirs.mean.flatten().tolist()} and std {theirs.std.flatten().tolist()}, the "
-                f"package with {list(mean)} and {list(std)}; this config and this package are not of one network"
-            )
+        constants = None
+        if getattr(theirs, "_enable_normalize", False):
+            constants = theirs.mean.flatten().tolist(), theirs.std.flatten().tolist()
+        normalises = check_preprocessor(self.chain, constants, bool(getattr(theirs, "channel_conversion", False)))
+        if constants is not None:
+            theirs._enable_normalize = normalises

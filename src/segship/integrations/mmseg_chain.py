@@ -7,6 +7,7 @@ mmseg/models/segmentors/encoder_decoder.py). Nothing here imports mmseg.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -33,7 +34,8 @@ class Chain:
     channels: int
     align_corners: bool
     threshold: float
-    rgb: bool
+    order: str
+    """'rgb', 'bgr' or 'grey'"""
     normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None
     """(mean, std) of each channel; None where the graph normalises"""
     tiling: Tiling | None
@@ -61,12 +63,36 @@ def read_chain(manifest: Manifest) -> Chain:
         channels=network.outputs[0].channels,
         align_corners=decode.restore_method.endswith("align-corners"),
         threshold=decode.decision.threshold if isinstance(decode.decision, Threshold) else DEFAULT_THRESHOLD,
-        rgb=spec.channel_order == "rgb",
+        order=spec.channel_order,
         normalisation=normalisation,
         tiling=manifest.tiling,
         multiple=(network.size_multiple[0], network.size_multiple[1]),
         size=None if size is None else (size[0], size[1]),
     )
+
+
+def check_preprocessor(chain: Chain, constants: tuple[Sequence[float], Sequence[float]] | None, swaps: bool) -> bool:
+    """Whether mmseg's preprocessor is to normalise. ``constants`` are its (mean, std), None where it has none.
+
+    ``swaps``: it turns the BGR that mmseg reads into RGB. Raises UsageError where it does otherwise than the package's own
+    chain: then this config and this package are not of one network.
+    """
+    if chain.order in ("rgb", "bgr") and swaps != (chain.order == "rgb"):
+        raise UsageError(
+            f"the config gives the network {'RGB' if swaps else 'BGR'} and the package's takes {chain.order.upper()}; they are "
+            "not of one network"
+        )
+    if chain.normalisation is None:
+        return False
+    mean, std = chain.normalisation
+    given = constants or ([0.0] * len(mean), [1.0] * len(std))
+    for ours, theirs in ((mean, given[0]), (std, given[1])):
+        if len(ours) != len(theirs) or not np.allclose(ours, theirs, rtol=1e-5, atol=1e-5):
+            raise UsageError(
+                f"the config normalises with mean {list(given[0])} and std {list(given[1])}, the package with {list(mean)} and "
+                f"{[round(value, 6) for value in std]}; they are not of one network"
+            )
+    return True
 
 
 def head_logits(network: Network, chain: Chain, x: Float) -> Float:
