@@ -208,6 +208,8 @@ def test_options_of_other_worlds_are_refused(tmp_path: Path, cache: None) -> Non
     other = tiny_package(tmp_path / "other.segship", int8=False)
     with pytest.raises(UsageError, match="no metrics to choose for packages scored by nuclei"):
         evaluate(other, tmp_path, metrics=("mIoU",))
+    with pytest.raises(DatasetError, match="so give it images and masks"):
+        evaluate(other, tree, record=False)
 
 
 def test_calibration_takes_the_training_side(tmp_path: Path) -> None:

@@ -22,7 +22,9 @@ from segship.cli.options import IntList, NameList, print_json, progress_bar, wit
 @click.option(
     "--split", default=None, help="Score this split's validation part, calibrate on the rest: default, ascend, FILE."
 )
-@click.option("--layout", default=None, help="dsb2018, prepared, folders or sod [recognised].")
+@click.option(
+    "--layout", default=None, help="Of --data: dsb2018, sod, nnunet, cityscapes … as in evaluate [recognised]."
+)
 @click.option("--precision", "precisions", type=NameList(), default="fp16,int8", show_default=True, help="Beside fp32.")
 @click.option("--max-drop", type=float, default=None, help="Refuse an int8 that loses more than this of the metric.")
 @click.option("--engine", default=None, help="openvino (default), onnxruntime or pytorch.")

@@ -43,8 +43,9 @@ def label_case(case_id: str, image: Path, classes: int | None, read: Callable[[]
         return np.stack([found == number for number in range(count)])
 
     def network(height: int, width: int) -> Bytes:
-        raise DatasetError(f"case {case_id}: label maps are scored on their own grid only, never resized")
+        raise DatasetError(
+            f"case {case_id} has a label map, which is scored on its own grid; this package is scored on masks at its "
+            "network's size, so give it images and masks"
+        )
 
-    return Case(
-        id=case_id, source=lambda: image, full_target=full, network_target=network, label_volume=labels
-    )  # fmt: skip
+    return Case(id=case_id, source=lambda: image, full_target=full, network_target=network, label_volume=labels)
