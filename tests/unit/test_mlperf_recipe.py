@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from segship.errors import DatasetError, UsageError
 from segship.inference.tiling import axis_starts, padding, remainder_crop
 from segship.metrics.kits19 import dice_scores
-from segship.training.mlperf_data import shares
+from segship.training.mlperf_data import Items, batches, find_cases, shares
 from segship.training.mlperf_items import crop_box, foreground_boxes, make_item
 from segship.training.mlperf_losses import dice_ce_loss
 from segship.training.mlperf_options import Unet3dOptions
@@ -252,3 +252,20 @@ def test_the_window_plan_of_the_options(golden: dict[str, Any]) -> None:
         assert out == plan["out"]
         padded = [n + sum(w) for n, w in zip(out, padding(out, tiling), strict=True)]
         assert [len(axis_starts(n, 128, 64, "stride-multiple")) for n in padded] == plan["windows"]
+
+
+def test_batches_do_not_depend_on_threads_and_epochs_differ(tmp_path: Path) -> None:
+    from mlperf_cases import write_cases
+
+    cases = find_cases(write_cases(tmp_path, (1, 2, 4, 7), (34, 36, 40)))
+    order = shares(epoch_order(9, 2, 4), 2, 0, 1)
+
+    def made(workers: int, epoch: int = 2) -> torch.Tensor:
+        items = Items(cases=cases, patch=(32, 32, 32), oversampling=0.4, seed=9)
+        parts = list(batches(items, order, epoch=epoch, workers=workers))
+        assert all(x.dtype == torch.float32 and y.dtype == torch.uint8 for x, y in parts)
+        return torch.cat([torch.cat([x, y.float()]) for x, y in parts])
+
+    assert made(0).shape == (8, 1, 32, 32, 32)
+    assert torch.equal(made(0), made(3))
+    assert not torch.equal(made(0), made(0, epoch=3))

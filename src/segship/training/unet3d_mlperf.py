@@ -51,6 +51,8 @@ class Unet3dResult:
     success: bool
     diverged: bool
     first_success: int
+    minutes: float
+    """of epochs and scores, interruptions left out"""
     speed: dict[str, float]
 
     def as_dict(self) -> dict[str, Any]:
@@ -172,6 +174,7 @@ def _run(
         success=state.first_success > 0,
         diverged=state.diverged,
         first_success=state.first_success,
+        minutes=state.seconds / 60,
         speed=speed,
     )
     if first:
@@ -220,6 +223,7 @@ def _score_checkpoint(
         success=found.mean_dice >= options.quality_threshold,
         diverged=False,
         first_success=0,
+        minutes=0.0,
         speed={},
     )
 
