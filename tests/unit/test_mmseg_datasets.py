@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import zipfile
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from PIL import Image
 from tiny_labels import LABELS, TRAIN, VAL, cityscapes_tree, label_ids, scene
 
+from segship.cli import cli
 from segship.datasets import FolderOptions, default_split, open_dataset, recognise_layout
 from segship.datasets.cityscapes import base_name, is_val, train_ids_of
 from segship.datasets.cityscapes_labels import CLASSES, NAMES, cityscapes_labels, to_train_ids
@@ -222,6 +225,18 @@ def test_prepare_from_archives_and_again(tmp_path: Path) -> None:
     again = prepare(source, out)
     assert (again.labels_written, again.pictures_written) == (1, 0)
     assert broken.is_file()
+
+
+def test_the_command_to_prepare(tmp_path: Path) -> None:
+    tree = cityscapes_tree(tmp_path / "tree", train_ids=False, ids=True)
+    done = CliRunner().invoke(cli, ["prepare", "cityscapes", str(tree), str(tmp_path / "out"), "--json"])
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert found["counts"] == {"train": 5, "val": 4, "test": 1}
+    assert found["labels_written"] == 9
+    again = CliRunner().invoke(cli, ["prepare", "cityscapes", str(tree), str(tmp_path / "out")])
+    assert "val 4 of 500, test 1 of 1525 pictures" in again.stdout
+    assert "0 label files of train ids and 0 pictures written now" in again.stdout
 
 
 def test_prepare_in_place_and_beside(tmp_path: Path) -> None:

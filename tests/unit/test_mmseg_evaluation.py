@@ -11,10 +11,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from PIL import Image
 from tiny_labels import LABELS, TRAIN, VAL, cityscapes_tree, label_ids, label_package, scene
 from tiny_package import tiny_package
 
+from segship.cli import cli
 from segship.convert.calibration import load_calibration
 from segship.datasets import FolderOptions, open_dataset
 from segship.datasets.label_rules import LabelRules
@@ -210,6 +212,42 @@ def test_options_of_other_worlds_are_refused(tmp_path: Path, cache: None) -> Non
         evaluate(other, tmp_path, metrics=("mIoU",))
     with pytest.raises(DatasetError, match="so give it images and masks"):
         evaluate(other, tree, record=False)
+
+
+def test_the_command(tmp_path: Path, cache: None) -> None:
+    tree = cityscapes_tree(tmp_path / "cs")
+    package = str(label_package(tmp_path / "net.segship", int8=False).path)
+    command = [
+        "evaluate",
+        package,
+        str(tree),
+        "--layout",
+        "cityscapes",
+        "--split",
+        "val",
+        "--limit",
+        "3",
+        "--no-record",
+    ]
+    done = CliRunner().invoke(
+        cli, [*command, "--metrics", "mIoU,mDice,mFscore", "--out", str(tmp_path / "maps"), "--json"]
+    )
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert set(found["metrics"]) == {"aAcc", "mIoU", "mAcc", "mDice", "mFscore", "mPrecision", "mRecall"}
+    assert len(found["per_class"]["Fscore"]) == 19
+    assert len(list((tmp_path / "maps").glob("*_leftImg8bit.png"))) == 3
+    old = CliRunner().invoke(cli, [*command, "--format", "0.x"])
+    assert "\nSummary:\n\n+" in old.stdout
+    for wrong, message in (
+        (["--tta-ratios", "0.5,1"], "--tta-ratios are the sizes of --tta"),
+        (["--tta", "1.x"], "has no test-time augmentation of pictures"),
+        (["--label-map", "1"], None),
+        (["--label-map", "1:x"], "a label map is written"),
+    ):
+        result = CliRunner().invoke(cli, [*command, *wrong])
+        assert result.exit_code == (0 if message is None else 1), result.output
+        assert message is None or message in str(result.exception)
 
 
 def test_calibration_takes_the_training_side(tmp_path: Path) -> None:
