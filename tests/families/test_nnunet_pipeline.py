@@ -115,7 +115,7 @@ def test_labels_of_v2_with_two_folds_and_eight_mirrorings(
     assert np.mean(found.labels == arrays["labels"]) >= 0.999
 
 
-@pytest.mark.parametrize("case", ["png", "torchres"])
+@pytest.mark.parametrize("case", ["png", "torchres", "2d", "aniso"])
 def test_half_precision_sums_reproduce_upstreams_own_labels(
     case: str, v2: Open, shared: Path, reference_case: Callable[[str], Any]
 ) -> None:

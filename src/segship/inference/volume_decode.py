@@ -46,10 +46,11 @@ def decide(scores: np.ndarray, frame: VolumeFrame, recipe: Recipe, *, activated:
     decode = recipe.decode
     decision = decode.decision
     rule = restore_rule(decode)
+    half = scores.dtype == np.float16
     scores, moved = _before_resampling(np.asarray(scores, np.float32), frame)
     step = moved[-1] if moved and moved[-1].kind == "resample" else None
     if isinstance(decision, Argmax):
-        index = _resampled_argmax(scores, step, rule)
+        index = _half_argmax(scores, step, rule) if half and step else _resampled_argmax(scores, step, rule)
         ids = tuple(label.id for label in recipe.labels)
         labels = index if ids == tuple(range(len(ids))) else np.array(ids, label_dtype(ids))[index]
         return _back(labels, moved[:-1] if step else moved, 0)
@@ -77,6 +78,23 @@ def _resampled_argmax(scores: np.ndarray, step: Moved | None, rule: Rule) -> np.
     if step is None:
         return argmax_on_grid(scores, scores.shape[1:], rule, (1.0, 1.0, 1.0), (1.0, 1.0, 1.0))  # type: ignore[arg-type]
     return argmax_on_grid(scores, step.before, rule, step.after_spacing, step.before_spacing)
+
+
+def _half_argmax(scores: np.ndarray, step: Moved, rule: Rule) -> np.ndarray:
+    """Of scores that were summed in float16: nnU-Net v2 rounds them to that again once they are resampled (its torch
+    functions excepted), and the first of equal ones wins."""
+    parts = resample_one_by_one(scores, step.before, rule, step.after_spacing, step.before_spacing)
+    index = np.zeros(step.before, label_dtype(tuple(range(len(scores)))))
+    best: np.ndarray | None = None
+    for k, part in enumerate(parts):
+        rounded = part if rule.kind == "torch" or step.before == step.after else part.astype(np.float16)
+        if best is None:
+            best = rounded
+            continue
+        better = rounded > best
+        index[better] = k
+        np.copyto(best, rounded, where=better)
+    return index
 
 
 def _logit(probability: float) -> float:
