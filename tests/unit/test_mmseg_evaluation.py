@@ -273,10 +273,21 @@ def test_large_pictures_are_calibrated_on_within_memory(tmp_path: Path, monkeypa
     assert (len(found.names), found.inputs.shape) == (4, (4, 3, 48, 96))
 
 
-def test_published_rows_of_the_networks_own() -> None:
-    row = mmseg_table.REFERENCES[2]
-    assert row.means["int8"] == (94.81, 68.82, 76.14)
-    assert row.published == 69.1
+def test_published_rows_of_the_networks_own(tmp_path: Path) -> None:
+    deeplab, unet = mmseg_table.REFERENCES[1:]
+    assert unet.means["int8"] == (94.81, 68.82, 76.14)
+    assert unet.published == 69.1
+    recipe = label_package(tmp_path / "net.segship", int8=False).manifest.recipe
+
+    def of(architecture: str, parameters: int, stride: int) -> tuple[mmseg_table.Reference, ...]:
+        outputs = (recipe.network.outputs[0].model_copy(update={"stride": stride}),)
+        changes = {"architecture": architecture, "parameters": parameters, "outputs": outputs}
+        network = recipe.network.model_copy(update=changes)
+        return mmseg_table.references_for(recipe.model_copy(update={"network": network}))
+
+    assert of("FCN-UNet", 28_987_795, 1) == (unet,)
+    assert of("DeepLabV3-ResNetV1c-101", 84_740_467, 16) == (deeplab,)
+    assert of("DeepLabV3-ResNetV1c-101", 84_740_467, 8) == mmseg_table.REFERENCES, "another network of the same weights"
 
 
 # ------------------------------------------------------------------------------------------------- outputs

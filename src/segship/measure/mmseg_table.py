@@ -31,6 +31,8 @@ class Reference:
     """how a manifest's architecture begins"""
     parameters: frozenset[int]
     """with and without the auxiliary head"""
+    stride: int
+    """of the logits: DeepLabV3-R101 with stride 8 has the same weights' shapes and is another network"""
     published: float
     ms_flip: float
     means: Mapping[str, Means]
@@ -42,6 +44,7 @@ REFERENCES = (
         name="OCRNet-HR18 160k",
         architecture="OCRNet",
         parameters=frozenset({12_080_036}),
+        stride=4,
         published=79.47,
         ms_flip=80.91,
         means={"fp32": (96.4, 79.45, 86.75), "fp16": (96.4, 79.44, 86.74), "int8": (96.27, 78.93, 87.32)},
@@ -50,6 +53,7 @@ REFERENCES = (
         name="DeepLabV3-R101-D16-MG124 80k",
         architecture="DeepLabV3",
         parameters=frozenset({87_105_158, 84_740_467}),
+        stride=16,
         published=78.36,
         ms_flip=79.84,
         means={"fp32": (96.07, 78.36, 85.56), "fp16": (96.07, 78.36, 85.56), "int8": (95.99, 77.73, 84.9)},
@@ -58,6 +62,7 @@ REFERENCES = (
         name="FCN-UNet-S5-D16 160k",
         architecture="FCN-UNet",
         parameters=frozenset({29_062_886, 28_987_795}),
+        stride=1,
         published=69.1,
         ms_flip=71.05,
         means={"fp32": (94.91, 69.1, 76.76), "fp16": (94.91, 69.1, 76.76), "int8": (94.81, 68.82, 76.14)},
@@ -71,7 +76,9 @@ def references_for(recipe: Recipe) -> tuple[Reference, ...]:
     own = tuple(
         row
         for row in REFERENCES
-        if network.architecture.startswith(row.architecture) and network.parameters in row.parameters
+        if network.architecture.startswith(row.architecture)
+        and network.parameters in row.parameters
+        and network.outputs[0].stride == row.stride
     )
     return own or REFERENCES
 
