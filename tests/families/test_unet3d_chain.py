@@ -33,7 +33,7 @@ from segship.package import open_package
 def kits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """raw/ and prepared/ of four synthetic cases: 00000 and 00003 are evaluated on."""
     root = tmp_path_factory.mktemp("kits")
-    prepare_folders(root / "raw", root / "prepared", synthetic=4, size=66, minimum=64)
+    prepare_folders(root / "raw", root / "prepared", synthetic=4, size=48, minimum=32)
     return root
 
 
@@ -43,7 +43,7 @@ def package(tmp_path_factory: pytest.TempPathFactory, kits: Path) -> Path:
     state = unet3d_mlperf.tiny().network.state_dict()  # type: ignore[union-attr]
     torch.save({"best_model_state_dict": state, "epoch": 2.0, "mean_dice": 0.1}, root / "net.pth")
     export(
-        root / "net.pth", root / "net.segship", engines=["openvino"], options={"window": "64", "pad_to": "64"},
+        root / "net.pth", root / "net.segship", engines=["openvino"], options={"window": "32x64x64", "pad_to": "32"},
         sample=kits / "raw/case_00001/imaging.nii.gz",
     )  # fmt: skip
     return root / "net.segship"
@@ -152,7 +152,7 @@ def test_int8_is_calibrated_on_training_cases_alone(package: Path, kits: Path, t
 def test_a_run_ends_in_a_report(package: Path, kits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SEGSHIP_CACHE_DIR", str(tmp_path / "cache"))
     arguments = ["run", str(package.with_name("net.pth")), "--data", str(kits / "raw"), "-o", str(tmp_path / "run")]
-    options = ["--window", "64", "--pad-to", "64", "--precision", "fp16", "--against", "onnxruntime"]
+    options = ["--window", "32x64x64", "--pad-to", "32", "--precision", "fp16", "--against", "onnxruntime"]
     assert segship([*arguments, *options, "-q"]) == 0
     summary = json.loads((tmp_path / "run/summary.json").read_text())
     assert summary["metric"]["name"] == "mean Dice"
