@@ -23,6 +23,10 @@ from segship import errors
 from segship.errors import DeviceMissing
 
 
+class ProcessGone(errors.SegshipError):
+    """A process of a run met an error that none of its own inputs explains: mostly, another process is gone."""
+
+
 def inside() -> bool:
     """Whether this process was started by torchrun."""
     return "LOCAL_RANK" in os.environ and "RANK" in os.environ
@@ -52,7 +56,7 @@ def pick_device(wanted: str) -> torch.device:
 
 @contextlib.contextmanager
 def group(wanted: str) -> Iterator[torch.device]:
-    """The device of this process, inside its process group when torchrun started it."""
+    """The device of this process, inside its process group when torchrun started it. ProcessGone where that breaks."""
     device = pick_device(wanted)
     if not inside():
         yield device
@@ -62,6 +66,9 @@ def group(wanted: str) -> Iterator[torch.device]:
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield device
+    except RuntimeError as error:
+        text = " ".join(str(error).split())[:300]
+        raise ProcessGone(f"process {launched_rank()} stopped: {text}; --resume goes on") from error
     finally:
         dist.destroy_process_group()
 

@@ -23,7 +23,7 @@ INTERRUPTED = 130
 def main(processes: str, job_file: str) -> int:
     """Start the processes and wait; 0, or 1 when one of them ended early (all are gone then)."""
     die_with_parent()
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    logging.disable(logging.ERROR)  # torchrun says in a table what becomes one sentence here
     command = ["--standalone", "--nproc-per-node", processes, "-m", "segship.training.worker", job_file]
     try:
         torchrun.run(torchrun.parse_args(command))
@@ -31,7 +31,7 @@ def main(processes: str, job_file: str) -> int:
         said = {"ended": _cause(error, int(processes), Path(job_file).parent)}
         Path(job_file).with_name("answer-launcher.json").write_text(json.dumps(said), encoding="utf-8")
         return 1
-    except SignalException:
+    except (SignalException, KeyboardInterrupt):
         return INTERRUPTED
     return 0
 

@@ -11,6 +11,8 @@ from typing import Any
 from segship.errors import SegshipError
 from segship.training import distributed
 
+INTERRUPTED = 130
+
 
 def main(job_file: str) -> int:
     """Train by the job's options; its result, or what went wrong, goes into this process's answer file."""
@@ -21,12 +23,14 @@ def main(job_file: str) -> int:
     answer = Path(job_file).with_name(f"answer-{rank}.json")
     try:
         result = JOBS[job["job"]](job["options"], job["progress"])
+    except distributed.ProcessGone as error:
+        _write(answer, {"ended": str(error).removesuffix("; --resume goes on")})
+        return 1
     except SegshipError as error:
         _write(answer, {"error": type(error).__name__, "message": str(error)})
         return error.exit_code
-    except RuntimeError as error:  # also what a process sees when another one has gone
-        _write(answer, {"ended": f"process {rank} stopped: {' '.join(str(error).split())[:300]}"})
-        return 1
+    except KeyboardInterrupt:
+        return INTERRUPTED
     if rank == 0:
         _write(answer, {"result": result})
     return 0
