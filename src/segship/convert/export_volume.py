@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from segship.convert import checks, onnx_graph, parity
+from segship.convert.onnx_join import split_joined
 from segship.convert.onnx_sizes import settle_sizes
 from segship.convert.parity import ParityRow
 from segship.engines import get_engine
@@ -52,9 +53,9 @@ class _Expected:
     prediction: VolumePrediction
     sensitivity: float
     """how far the last bit of the window's values moves a network's answer, at most"""
-
     floor: float = 0.0
     """what the world itself allows an engine, relative as an engine's own tolerance is"""
+
     def allowed(self, tolerance: float, wanted: np.ndarray) -> float:
         """How far an engine of this tolerance may differ from ``wanted``."""
         floor = parity.network_tolerance(self.floor, wanted) if self.floor else 0.0
@@ -74,7 +75,8 @@ def graphs(source: Source, batch: int | None) -> dict[str, bytes]:
             batch=batch,
             size_multiple=None,
         )
-        out[member] = onnx_graph.serialise(settle_sizes(graph))
+        graph = settle_sizes(graph)
+        out[member] = onnx_graph.serialise(split_joined(graph) if len(source.input_example_shape) == 4 else graph)
     return out
 
 
@@ -252,9 +254,9 @@ def _expected(source: Source, volume: Volume) -> _Expected:
     return _Expected(
         volume=volume, previous=previous, prepared=prepared, window=window, scores=found, prediction=prediction,
         sensitivity=max(_sensitivity(module, window) for module in members(source).values()),
+        floor=source.engine_tolerance,
     )  # fmt: skip
 
-        floor=source.engine_tolerance,
 
 def _sensitivity(module: Any, window: np.ndarray) -> float:
     pair = _pair(window)

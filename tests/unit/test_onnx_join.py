@@ -1,0 +1,78 @@
+"""Convolutions over joined channels become sums, and give the same numbers."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from torch import nn
+
+from segship.convert import onnx_graph
+from segship.convert.onnx_join import split_joined
+
+
+class Joins(nn.Module):
+    """A skip from the start joined behind a transposed convolution, as U-Nets do; ``more`` reads the joined map too."""
+
+    def __init__(self, axes: int, more: bool = False, groups: int = 1) -> None:
+        super().__init__()
+        conv, up = (nn.Conv3d, nn.ConvTranspose3d) if axes == 3 else (nn.Conv2d, nn.ConvTranspose2d)
+        self.first = conv(2, 4, 3, padding=1)
+        self.down = conv(4, 6, 3, stride=2, padding=1)
+        self.up = up(6, 8, 2, 2)
+        self.joined = conv(12, 4, 3, padding=1, groups=groups)
+        self.last = conv(12 if more else 4, 3, 1)
+        self.more = more
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        skip = nn.functional.leaky_relu(self.first(x), 0.01)
+        both = torch.cat((self.up(self.down(skip)), skip), 1)
+        out: torch.Tensor = self.last(both if self.more else self.joined(both))
+        return out
+
+
+def graph_of(network: nn.Module, shape: tuple[int, ...]) -> onnx.ModelProto:
+    return onnx_graph.from_torch(network, shape, input_name="input", output_names=["logits"])
+
+
+def answer(model: onnx.ModelProto, x: np.ndarray) -> np.ndarray:
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return np.asarray(session.run(None, {"input": x})[0])
+
+
+@pytest.mark.parametrize("axes", [2, 3])
+def test_the_sum_is_the_convolution_over_both(axes: int) -> None:
+    torch.manual_seed(axes)
+    shape = (2, *(8, 6, 10)[:axes])
+    plain = graph_of(Joins(axes), shape)
+    x = np.random.default_rng(0).normal(size=(2, *shape)).astype(np.float32)
+    wanted = answer(plain, x)
+    split = split_joined(onnx_graph.copy_of(plain))
+    made = Counter(node.op_type for node in split.graph.node)
+    assert made["Concat"] == 0
+    assert made["Conv"] == Counter(node.op_type for node in plain.graph.node)["Conv"] + 1
+    assert np.abs(answer(split, x) - wanted).max() <= 1e-5
+    assert {node.name for node in split.graph.node} >= {"joined.0", "joined.1"}
+    assert not {one.name for one in split.graph.initializer} & {"joined.weight"}
+
+
+@pytest.mark.parametrize("changes", [{"more": True}, {"groups": 2}])
+def test_what_cannot_be_split_stays(changes: dict[str, int]) -> None:
+    model = graph_of(Joins(2, **changes), (2, 8, 6))  # type: ignore[arg-type]
+    before = model.SerializeToString(deterministic=True)
+    split = split_joined(model)
+    if "groups" in changes:
+        assert split.SerializeToString(deterministic=True) == before
+    else:  # the last convolution alone reads the joined map: it is split, and the one that was not used is not there
+        assert Counter(node.op_type for node in split.graph.node)["Concat"] == 0
+
+
+def test_the_same_graph_gives_the_same_bytes() -> None:
+    torch.manual_seed(1)
+    network = Joins(3)
+    first, second = (split_joined(graph_of(network, (2, 8, 6, 4))) for _ in range(2))
+    assert first.SerializeToString(deterministic=True) == second.SerializeToString(deterministic=True)
