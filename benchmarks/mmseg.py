@@ -1,6 +1,7 @@
 """mmseg's networks from a frame to a label file: segship beside mmseg's own `inference_model`, one run, one table.
 
-    make interop-mmseg
+    make .interop/mmseg/.ready
+    python benchmarks/mmseg.py FRAME.png PHOTOS --cases unet-half,unet --prepare
     python benchmarks/mmseg.py FRAME.png PHOTOS --cases unet-half -o runs/mmseg.json --markdown runs/mmseg.md
     python benchmarks/mmseg.py FRAME.png PHOTOS --cases unet      -o runs/mmseg.json --markdown runs/mmseg.md
 
@@ -8,7 +9,8 @@ Every contestant has the same seeded weights and the same config, reads the same
 frame's own size, batch 1. mmseg runs as a worker process in an environment of its own: as its users run it, and tuned
 (inference_mode, channels_last). First all label maps are compared with mmseg's, then memory is read from a process each,
 then times are taken in alternating turns. JSON and Markdown keep the cases of former runs, so that each case can be a
-command of its own (about 4 to 9 minutes on two cores; `--list` says which).
+command of its own (2 to 8 minutes on two cores at rest, `--list` says which); `--prepare` makes weights and packages before
+(2 to 4 minutes a net and mode).
 
 int8 is calibrated on crops of PHOTOS, not on frames of a street: with seeded weights only its speed and memory are told
 here, its label agreement is printed and proves nothing about a trained network.
@@ -61,9 +63,20 @@ class Contestant:
     """of a row of ours; empty for mmseg's"""
 
 
+def prepared(case: parts.Case, options: argparse.Namespace, frame: Path) -> tuple[Path, Path]:
+    """(weights, package with every precision), made once."""
+    weights = parts.checkpoint(case, frame, options.work, options.threads)
+    calibration = parts.calibration_folder(options.photos, options.work, options.calibration)
+    return weights, parts.package(case, weights, precisions(options)[1:], calibration, options.work)
+
+
+def precisions(options: argparse.Namespace) -> list[str]:
+    return ["fp32", "bf16", "int8"] if options.bf16 else ["fp32", "int8"]
+
+
 def contestants(stack: ExitStack, case: parts.Case, options: argparse.Namespace, frame: Path) -> list[Contestant]:
     config = parts.config_file(case, options.work)
-    weights = parts.checkpoint(case, frame, options.work)
+    weights, package = prepared(case, options, frame)
     worker = stack.enter_context(parts.Mmseg(options.threads))
     worker("open", name="users", config=str(config), checkpoint=str(weights))
     worker("open", name="tuned", config=str(config), checkpoint=str(weights), tuned=True)
@@ -81,10 +94,7 @@ def contestants(stack: ExitStack, case: parts.Case, options: argparse.Namespace,
     found.append(Contestant(name="mmseg tuned, fp32", run=asked("tuned", "tuned")))
     if options.bf16:
         found.append(Contestant(name="mmseg tuned, bf16", run=asked("tuned", "tuned", bf16=True)))
-    calibration = parts.calibration_folder(options.photos, options.work, options.calibration)
-    precisions = [p for p in ("fp32", "bf16", "int8") if p != "bf16" or options.bf16]
-    package = parts.package(case, weights, precisions[1:], calibration, options.work)
-    rows = [("openvino", precision) for precision in precisions]
+    rows = [("openvino", precision) for precision in precisions(options)]
     for engine, precision in [*rows[:1], ("onnxruntime", "fp32"), *rows[1:]]:
         predictor = stack.enter_context(
             Predictor.open(package, precision=precision, engine=engine, threads=options.threads)
@@ -172,17 +182,21 @@ def tell(text: str) -> None:
 # ---------------------------------------------------------------------------------------------------- results
 
 
+def frame_of(case: parts.Case, options: argparse.Namespace) -> tuple[tuple[int, int], Path]:
+    size = (case.size[0] // options.shrink, case.size[1] // options.shrink)
+    return size, parts.frame_file(options.frame, size, options.work)
+
+
 def one_case(name: str, options: argparse.Namespace) -> dict[str, Any]:
     case = parts.CASES[name]
-    size = (case.size[0] // options.shrink, case.size[1] // options.shrink)
-    frame = parts.frame_file(options.frame, size, options.work)
+    size, frame = frame_of(case, options)
     about = environment()
     with tempfile.TemporaryDirectory(prefix="segship-mmseg-") as folder, ExitStack() as stack:
         scratch = Path(folder)
         rows = contestants(stack, case, options, frame)
         agreement = compare(rows, frame, scratch)
         memory = {} if options.no_memory else peaks(rows, frame, scratch)
-        seconds = times(rows, frame, scratch, options.repeat)
+        seconds = times(rows, frame, scratch, options.repeat or case.repeat)
         print(file=sys.stderr)
     return {
         "net": case.net, "mode": case.mode, "size": list(size), "threads": options.threads, "seconds": seconds,
@@ -235,7 +249,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--cases", default="unet-half", help=f"of {', '.join(parts.CASES)} [unet-half]")
     parser.add_argument("--list", action="store_true", help="the cases and about how long each takes")
     parser.add_argument("--work", type=Path, default=Path("runs/mmseg_benchmark"), help="weights and packages are kept")
-    parser.add_argument("--repeat", type=int, default=2, help="timed frames of each contestant [2]")
+    parser.add_argument("--prepare", action="store_true", help="only make weights and packages of the cases")
+    parser.add_argument("--repeat", type=int, help="timed frames of each contestant [each case's own, 1 to 3]")
     parser.add_argument("--calibration", type=int, default=16, help="crops for int8 [16]")
     parser.add_argument("--threads", type=int, default=processor().cores, help="of every contestant [all cores]")
     bf16 = bool(processor().computes("bf16"))
@@ -260,6 +275,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.list:
         for name, case in parts.CASES.items():
             print(f"{name:<14} {case.net} {case.size[1]}×{case.size[0]} {case.mode}, about {case.minutes} minutes")
+        return 0
+    if options.prepare:
+        for case in (parts.CASES[name] for name in options.cases.split(",")):
+            prepared(case, options, frame_of(case, options)[1])
         return 0
     judged: list[tuple[str, bool]] = []
     found: dict[str, Any] = {"cases": {}}

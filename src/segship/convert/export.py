@@ -121,7 +121,7 @@ def export(
         "sample": {"name": picture_name, "bundled": bundled, "sha256": sha256_bytes(picture)},
         "alternatives": [asdict(score) for score in scores],
     }
-    tolerance = max(get_engine(name).TOLERANCE["fp32"] for name in made.names)
+    tolerance = max(_tolerance(taken, name, made.expected) for name in made.names)
     golden = golden_files(
         picture_name, picture, bundled, parity.golden_stages(made.expected.stages(), taken.recipe, tolerance)
     )
@@ -247,7 +247,7 @@ def _prove(
     with checks.temporary_package(manifest, {FP32: graph}) as package:
         for name in engines:
             steps.next(f"comparing with {name}")
-            tolerance = get_engine(name).TOLERANCE["fp32"]
+            tolerance = _tolerance(source, name, expected)
             cache = package.path / ".cache"
             with Predictor.open(package, engine=name, cache_dir=cache, profile=True) as predictor:
                 rows += parity.compare_trace(name, expected, predictor.golden_trace(picture), tolerance, source.recipe)
@@ -255,6 +255,12 @@ def _prove(
                     rows += _compare_network(source, predictor, name, label, x, tolerance)
                 executed.append(_executed(predictor, _bare(expected.prepared.x, check_recipe(source.recipe))[None]))
     return rows, executed
+
+
+def _tolerance(source: Source, engine: str, expected: Reference) -> float:
+    """An engine's own, or the source's where that is more; in the units of `parity.network_tolerance`."""
+    spread = min(1.0, float(np.std(expected.outputs[0], dtype=np.float64)))
+    return float(max(get_engine(engine).TOLERANCE["fp32"], source.relative_tolerance * spread))
 
 
 def _executed(predictor: Predictor, x: np.ndarray) -> Executed:

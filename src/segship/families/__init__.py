@@ -99,6 +99,8 @@ class Source:
     unable: Mapping[str, str] = field(default_factory=dict)
     """engine -> why it cannot run this network, known before trying"""
     alternatives: tuple[Alternative, ...] = ()
+    relative_tolerance: float = 0.0
+    """how far an engine's logits may differ as a share of their spread, where that is more than the engine's own tolerance"""
     at_one_size: Callable[[], Source] | None = None
     """the same with its size fixed, for networks of which nobody knows whether their graph holds at other sizes"""
 

@@ -22,7 +22,7 @@ from segship.families import Option, OptionValue, Source
 from segship.families.checkpoint import SUFFIXES, Checkpoint, open_checkpoint
 from segship.families.common import CLASS_NAMES, INPUT_SIZE, fill_network, package_name
 from segship.families.mmseg_config import MAX_BYTES, Config
-from segship.families.mmseg_generic import at_one_size, classes_of
+from segship.families.mmseg_generic import OF_ANY_NETWORK, at_one_size, classes_of
 from segship.families.mmseg_keys import NotNative, Recognised, is_mmseg
 from segship.families.mmseg_keys import recognise as recognise_keys
 from segship.families.mmseg_known import Classes
@@ -131,8 +131,11 @@ def load(checkpoint: Checkpoint, options: Mapping[str, OptionValue], *, force: b
         warnings=tuple(warnings),
         notes=(f"{built.facts.architecture}; settings from {given.config.origin}, class names from {origin}",),
     )  # fmt: skip
+    if built.generic:
+        source = replace(source, relative_tolerance=OF_ANY_NETWORK)
     if built.generic and recipe.network.size is None:
-        return replace(source, at_one_size=lambda: at_one_size(source))
+        free = source
+        return replace(source, at_one_size=lambda: at_one_size(free))
     return source
 
 

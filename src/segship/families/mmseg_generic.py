@@ -26,6 +26,9 @@ NOT_RUN = ("auxiliary_head.",)
 """parts of a checkpoint that only training uses"""
 MULTIPLES = (1, 2, 4, 8, 16, 32, 64)
 STRIDES = (1, 2, 4, 8, 16, 32, 64, *range(3, 64))
+OF_ANY_NETWORK = 1e-3
+"""of the logits' spread: how far an engine may lie from PyTorch. What rounding does to a network that no one has looked at is
+not known; graphs that are wrong at other sizes are off by ten times that and more"""
 SAME = 1e-4
 """of the logits' spread: how far the head's resized logits may lie from what mmseg itself infers"""
 
