@@ -119,7 +119,7 @@ def test_the_page_of_a_run_says_windows_and_cases(tmp_path: Path) -> None:
     text = page.report(tmp_path / "run").read_text()
     assert "windows/s" in text
     assert "img/s" not in text
-    assert " a case</b> from files to label file" in text
+    assert " a case</b> from files to label file (case liver_1, the first of 3)" in text
     start = text.index("Precision and batch")
     table = text[start : text.index("</section>", start)]
     assert "Published for Task02_Heart" in table

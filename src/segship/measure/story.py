@@ -70,7 +70,8 @@ def _speed(data: Row, key: str, rate: float) -> tuple[str, str, str, str]:
     if data.get("unit") != "window":
         return "does", rate_text(rate), "images/s", "from files to masks" if whole else _ALONE
     if whole:
-        return "takes", seconds_text(1 / rate), "a case", "from files to label file"
+        case = (data.get("benchmark") or {}).get("inputs")
+        return "takes", seconds_text(1 / rate), "a case", f"from files to label file{f' ({case})' if case else ''}"
     return "does", rate_text(rate), "windows/s", _ALONE
 
 
