@@ -40,6 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-o", "--out", type=Path, required=True)
     parser.add_argument("--quick", action="store_true", help="smaller cases, two minutes")
+    parser.add_argument("--data", type=Path, help="prepared cases to train on instead of drawn ones")
     parser.add_argument("--cases", type=int, help="synthetic cases")
     parser.add_argument("--size", type=int, help="voxels a side, at least")
     parser.add_argument("--epochs", type=int)
@@ -64,10 +65,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run(given: argparse.Namespace) -> dict[str, Any]:
     """Data, the untrained network's score, training, curve."""
-    data = given.out / "prepared"
-    prepare_folders(
-        given.out / "synthetic", data, synthetic=given.cases, size=given.size, minimum=min(128, given.size), workers=2
-    )
+    data = given.data or given.out / "prepared"
+    if given.data is None:
+        raw, least = given.out / "synthetic", min(128, given.size)
+        prepare_folders(raw, data, synthetic=given.cases, size=given.size, minimum=least, workers=2)
     patch = (given.patch,) * 3
     options = Unet3dOptions(
         data_dir=data, output=given.out / "run", epochs=given.epochs, filters=tuple(given.filters), input_shape=patch,

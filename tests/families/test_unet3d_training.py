@@ -462,6 +462,15 @@ def test_unusable_data_is_said_case_by_case(tmp_path: Path) -> None:
     assert not (tmp_path / "run/state.pt").exists()
 
 
+def test_too_little_memory_is_said(cases: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(mlperf_loop, "_one_step", full)
+    with pytest.raises(SegshipError, match=r"lower --batch_size .*--amp"):
+        train_unet3d(make_options(cases, tmp_path), progress=False)
+
+
 def test_a_device_that_is_not_there_is_said(cases: Path, tmp_path: Path) -> None:
     if torch.cuda.is_available():
         assert pick_device("cuda").type == "cuda"

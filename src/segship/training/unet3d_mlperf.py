@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from segship.errors import SourceError, UsageError
+from segship.errors import SegshipError, SourceError, UsageError
 from segship.families import load_source
 from segship.inference.writers import write_bytes
 from segship.networks.unet3d_mlperf import Unet3D
@@ -72,7 +72,13 @@ def train_unet3d(options: Unet3dOptions, *, progress: bool = True) -> Unet3dResu
         return Unet3dResult(**values | {"folder": Path(values["folder"]), "checkpoint": kept})
     training, held_out = _cases(options)
     with distributed.group(options.device) as device:
-        return _run(options, training, held_out, device, progress)
+        try:
+            return _run(options, training, held_out, device, progress)
+        except torch.OutOfMemoryError as error:
+            raise SegshipError(
+                "the device's memory does not hold a step; lower --batch_size (with --ga_steps for the same sum), "
+                "--input_shape or --val_input_shape, or give --amp"
+            ) from error
 
 
 def build_network(options: Unet3dOptions, seed: int) -> Unet3D:
