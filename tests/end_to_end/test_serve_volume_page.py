@@ -186,6 +186,11 @@ def test_what_is_no_case_is_said_and_the_next_one_works(browser, chest, case, tm
         browser.drop(tmp_path / name)
         browser.wait(f"document.getElementById('alert').textContent.includes({says!r})")
         assert not browser.run("document.getElementById('drop').hidden")
+    values = np.full((20, 20, 20), np.nan, np.float32)
+    nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), tmp_path / "nan_0000.nii.gz")
+    browser.drop(tmp_path / "nan_0000.nii.gz")
+    browser.wait("document.getElementById('alert').textContent.startsWith('nan holds 8000 NaN or infinite values')")
+    assert browser.run("location.hash") == ""
     browser.drop(case)
     browser.wait(SHOWN)
     assert browser.run("document.getElementById('alert').hidden")

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import struct
+import zlib
 from dataclasses import replace
 from types import SimpleNamespace
 
+import cv2
 import numpy as np
 import pytest
 import stub_engine
@@ -94,6 +97,24 @@ def test_bombs_are_stopped_before_they_are_unpacked(predictor, monkeypatch):
         error = said(server.ask("POST", "/v1/jobs", files={"file": ("long.nii.gz", long)}), 422)
         assert error == "long.nii.gz unpacks to far more than its header declares"
         assert nothing_left(server)
+
+
+def test_pictures_are_bounded_by_their_headers_too(tmp_path, monkeypatch):
+    """A package whose volumes are single pictures: 3.6 thousand million pixels are no internal error."""
+    stub_engine.install(monkeypatch, bright)
+    spec = VolumeInput(reader="image-2d", channels=({"name": "grey"},), file_ending=".png", channel_files="one-file")
+    header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 0, 0, 0, 0)
+    bomb = b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in ((b"IHDR", header), (b"IDAT", zlib.compress(bytes(99))), (b"IEND", b""))
+    )
+    with open_volumes(tmp_path / "net", input=spec) as predictor, VolumeServer(predictor) as server:
+        error = said(server.ask("POST", "/v1/jobs", files={"file": ("a.png", bomb)}), 413)
+        assert error.startswith("a.png has 3,600,000,000 voxels (60000 x 60000)")
+        assert "not an image" in said(server.ask("POST", "/v1/jobs", files={"file": ("a.png", b"text")}), 422)
+        good = cv2.imencode(".png", np.full((20, 30), 200, np.uint8))[1].tobytes()
+        job = server.done(("a.png", good))
+        assert (job["case"], job["file_name"], list(job["planes"])) == ("a", "a.png", ["axial"])
 
 
 class Pieces:

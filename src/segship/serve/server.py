@@ -10,8 +10,10 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 import uvicorn
+from starlette.types import ASGIApp
 
 from segship.errors import UsageError
 from segship.inference.predictor import Predictor
@@ -19,8 +21,9 @@ from segship.serve.app import build_app
 from segship.serve.connection import Connection
 from segship.serve.options import ServeOptions, VolumeServeOptions
 from segship.serve.service import Service
-from segship.serve.volume_app import build_volume_app
-from segship.serve.volume_service import VolumeService
+
+if TYPE_CHECKING:
+    from segship.serve.volume_service import VolumeService
 
 _log = logging.getLogger(__name__)
 
@@ -48,14 +51,28 @@ def serve(
     free, and what opening the service raises. A second signal ends it without waiting for answers.
     """
     gc.set_threshold(*GARBAGE)
-    service = (
-        VolumeService(predictor, options) if isinstance(options, VolumeServeOptions) else Service(predictor, options)
-    )
+    service = _open(predictor, options)
     try:
         with bind(options.host, options.port) as sock:
             asyncio.run(_until_signal(service, sock, listening))
     finally:
         service.close()
+
+
+def _open(predictor: Predictor, options: ServeOptions | VolumeServeOptions) -> Service | VolumeService:
+    if isinstance(options, ServeOptions):
+        return Service(predictor, options)
+    from segship.serve.volume_service import VolumeService  # a server for pictures starts without it
+
+    return VolumeService(predictor, options)
+
+
+def _app_of(service: Service | VolumeService) -> ASGIApp:
+    if isinstance(service, Service):
+        return build_app(service)
+    from segship.serve.volume_app import build_volume_app
+
+    return build_volume_app(service)
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -109,7 +126,7 @@ async def run(
 
 def _config(service: Service | VolumeService, grace: float) -> uvicorn.Config:
     return uvicorn.Config(
-        build_volume_app(service) if isinstance(service, VolumeService) else build_app(service),
+        _app_of(service),
         http=Connection,
         ws="none",
         loop="asyncio",

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from segship.errors import InputError
+from segship.inference.containers import inspect_container
 from segship.inference.nifti import NiftiHeader, parse_header
 from segship.inference.volume_cost import Cost, cost_of, in_words
 from segship.inference.volume_network import TileOptions
@@ -151,6 +152,9 @@ def make_order(
     if spec.reader in NIFTI_READERS:
         headers = [check_nifti(path, name, bounds.voxels) for path, name in zip(files, names, strict=True)]
         _check_channels(headers, names, spec)
+    else:
+        for path, name in zip(files, names, strict=True):
+            _check_picture(path, name, bounds.voxels)
     cost = cost_of(files, recipe, tiles, probabilities=values["probabilities"])
     if cost is None:
         raise InputError(
@@ -260,6 +264,12 @@ def check_nifti(path: Path, name: str, max_voxels: int) -> NiftiHeader:
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise InputError(f"{name} cannot be unpacked ({error}); {_COPY_AGAIN}") from None
     return header
+
+
+def _check_picture(path: Path, name: str, max_pixels: int) -> None:
+    """The same of a single picture, without decoding it."""
+    found = inspect_container(path.read_bytes(), name)
+    _check_voxels(name, (found.height, found.width), max_pixels)
 
 
 def _check_length(file: Any, done: int, wanted: int, name: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,9 @@ from segship.serve.volume_planes import Plane, count_labels, write_planes
 from segship.serve.volume_space import Space, size_of
 
 RESULTS = "results"
+_IMPORTED_LATE = ("nibabel.imageglobals", "nibabel.nifti1", "nibabel.nifti2", "nibabel.orientations", "scipy.ndimage")
+"""by functions that prediction calls. Two threads that import one of them for the first time at once, as two uploads
+would, can get half of it: nibabel's modules import each other in circles"""
 _NAME = "labels"
 
 
@@ -55,6 +59,8 @@ class VolumeService:
         """
         _check_package(predictor)
         assert isinstance(predictor, VolumePredictor)
+        for module in _IMPORTED_LATE:
+            importlib.import_module(module)
         self.predictor = predictor
         self.options = options
         self.name = predictor.manifest.name
