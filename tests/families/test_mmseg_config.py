@@ -206,6 +206,12 @@ def test_settings_that_make_no_sense(old: str, new: str, message: str) -> None:
     assert message in str(caught.value)
 
 
+def test_grey_pictures() -> None:
+    text = new_config().replace("type='LoadImageFromFile'", "type='LoadImageFromFile', color_type='grayscale'")
+    assert settings(text).grey
+    assert not settings(new_config()).grey
+
+
 def test_released_names() -> None:
     old = "deeplabv3_r101-d16-mg124_512x1024_80k_cityscapes_20200908_005644-57bb8425"
     released = released_name(old)

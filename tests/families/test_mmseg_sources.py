@@ -229,6 +229,17 @@ def test_a_configuration_without_weights(config: Path) -> None:
         load(config)
 
 
+def test_grey_pictures_and_a_colour_network_do_not_go_together(unet: State, tmp_path: Path) -> None:
+    text = new_config().replace("type='LoadImageFromFile'", "type='LoadImageFromFile', color_type='grayscale'")
+    with pytest.raises(SourceError, match=r"takes 3 channel\(s\) and its test pipeline reads pictures in grey"):
+        load(save(tmp_path / "net.pth", unet, {"cfg": text}))
+    first = "backbone.encoder.0.0.convs.0.conv.weight"
+    one = text.replace("mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375]", "mean=[100.0], std=[50.0]")
+    recipe = load(save(tmp_path / "grey.pth", unet | {first: unet[first][:, :1]}, {"cfg": one})).recipe
+    assert recipe.input.reader == "opencv:grey"
+    assert recipe.network.input_channels == 1
+
+
 def test_folders(unet: State, config: Path, tmp_path: Path) -> None:
     folder = tmp_path / "work_dir"
     folder.mkdir()

@@ -318,7 +318,7 @@ def tiny() -> Source:
             state[key] = (1.0 if key.endswith("bn.weight") else 0.0) + 0.1 * noise
     network.load_state_dict(state)
     settings = Settings(
-        mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375), rgb=True, resize=None, pad_value=0.0, pad_multiple=1,
+        mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375), grey=False, rgb=True, resize=None, pad_value=0.0, pad_multiple=1,
         pad_size=None, crop=None, stride=None, ratios=(0.5, 1.0), classes=None, reduce_zero_label=False,
         threshold=0.3,
     )  # fmt: skip

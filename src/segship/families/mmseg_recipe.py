@@ -73,6 +73,11 @@ def build_recipe(
         )
     if facts.inputs not in (1, 3):
         raise SourceError(f"{name} takes {facts.inputs} channels; pictures are read with 1 (grey) or 3 (colour)")
+    if settings.grey != (facts.inputs == 1):
+        raise SourceError(
+            f"{name} takes {facts.inputs} channel(s) and its test pipeline reads pictures in {'grey' if settings.grey else 'colour'}; "
+            "give the configuration that this checkpoint was trained with"
+        )
     steps = (*_geometry(settings, size), *_normalize(settings, facts, name), *_pad(settings, facts, size))
     slide = "" if settings.crop is None else f", windows of {settings.crop[0]}x{settings.crop[1]}"
     method: Any = "torch:bilinear-align-corners" if facts.align_corners else "torch:bilinear"

@@ -33,6 +33,8 @@ class Settings:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     """in the order of the network's channels; ones and zeros where nothing is normalised"""
+    grey: bool
+    """pictures are read in one channel"""
     rgb: bool
     """the network takes R, G, B; else B, G, R as OpenCV reads"""
     resize: Resize | ResizeKeepRatio | ResizeByFactor | None
@@ -75,8 +77,9 @@ def read_settings(config: Config) -> Settings:
     head = last_head(config)
     dataset = _dataset(config)
     notes = list(config.notes)
+    grey = any(step["type"] == "LoadImageFromFile" and step.get("color_type") == "grayscale" for step in pipeline)
     return Settings(
-        mean=mean, std=std, rgb=rgb, resize=resize, pad_value=value, pad_multiple=multiple, pad_size=size, crop=crop,
+        mean=mean, std=std, grey=grey, rgb=rgb, resize=resize, pad_value=value, pad_multiple=multiple, pad_size=size, crop=crop,
         stride=stride, ratios=_ratios(config), classes=_classes(dataset, config),
         reduce_zero_label=bool(dataset.get("reduce_zero_label") or _named(dataset).reduce_zero_label),
         threshold=float(head.get("threshold") or 0.3), notes=tuple(notes),
@@ -157,14 +160,11 @@ def _walk(pipeline: Sequence[Values], config: Config) -> tuple[Any, Values | Non
 
 
 def _check_loading(step: Values, config: Config) -> None:
-    if step.get("color_type", "color") != "color" or step.get("imdecode_backend", "cv2") not in (
-        "cv2",
-        "turbojpeg",
-        None,
-    ):
+    kind, backend = step.get("color_type", "color"), step.get("imdecode_backend", "cv2")
+    if kind not in ("color", "grayscale") or backend not in ("cv2", "turbojpeg", None):
         raise SourceError(
-            f"{config.origin}: LoadImageFromFile reads with {step.get('imdecode_backend', 'cv2')} as "
-            f"{step.get('color_type', 'color')}; here pictures are read in colour by OpenCV, so the answers would differ"
+            f"{config.origin}: LoadImageFromFile reads with {backend} as {kind}; here pictures are read by OpenCV, in colour or "
+            "grey, so the answers would differ"
         )
 
 
