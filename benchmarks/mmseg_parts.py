@@ -149,40 +149,37 @@ def calibration_folder(photos: Path, folder: Path, count: int) -> Path:
 
 
 class Mmseg(parts.Worker):
-    """mmseg in its own process and environment; ``peak`` ends it and tells its largest resident memory."""
+    """mmseg in its own process and environment."""
 
     def __init__(self, threads: int) -> None:
         mmseg_python()
         super().__init__(ENVIRONMENT, "mmseg_worker.py", threads)
 
-    def peak(self) -> float:
-        """MiB, of the whole life of the process, which ends here."""
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        return _ended(self.process, "mmseg")
-
 
 def mmseg_peak(config: Path, weights: Path, frame: Path, output: Path, threads: int) -> float:
     """MiB at most that a process takes which opens the net and infers one frame as mmseg's users do."""
-    worker = Mmseg(threads)
-    worker("open", name="net", config=str(config), checkpoint=str(weights))
-    worker("run", name="net", files=[str(frame)], output=str(output))
-    return worker.peak()
+    with Mmseg(threads) as worker:
+        worker("open", name="net", config=str(config), checkpoint=str(weights))
+        worker("run", name="net", files=[str(frame)], output=str(output))
+        return float(worker("peak")["mib"])
+
+
+# The process tells its own peak: what a parent reads of a child that has ended holds the parent's size at the fork too.
+TELLS_PEAK = (
+    "import sys; from segship.cli import run; code = run(sys.argv[1:]); "
+    "print(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM'))); sys.exit(code)"
+)
 
 
 def segship_peak(package: Path, precision: str, engine: str, frame: Path, output: Path, threads: int) -> float:
     """MiB at most that ``segship predict`` takes for one frame."""
-    command = [sys.executable, "-m", "segship", "predict", str(package), str(frame), "-o", str(output), "-q",
-               "--precision", precision, "--engine", engine, "--threads", str(threads), "--batch", "1"]  # fmt: skip
-    return _ended(subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": str(threads)}), " ".join(command[1:4]))
-
-
-def _ended(process: subprocess.Popen[Any], name: str) -> float:
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        sys.exit(f"{name} ended with {process.returncode}")
-    return usage.ru_maxrss / 1024
+    words = ["predict", str(package), str(frame), "-o", str(output), "-q", "--precision", precision, "--engine", engine,
+             "--threads", str(threads), "--batch", "1"]  # fmt: skip
+    settings = os.environ | {"OMP_NUM_THREADS": str(threads)}
+    done = subprocess.run([sys.executable, "-c", TELLS_PEAK, *words], env=settings, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        sys.exit(f"segship predict ended with {done.returncode}")
+    return int(done.stdout.split()[-1]) / 1024
 
 
 def merged(path: Path | None, found: dict[str, Any]) -> dict[str, Any]:

@@ -112,12 +112,21 @@ def _write(result, file, output):
     Image.fromarray(labels).save(Path(output, f"{file.stem}.png"))
 
 
+def peak():
+    """MiB of this process at most, since it began; 0 where the system does not tell."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return {"mib": 0.0}
+    return {"mib": next((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM")), 0.0)}
+
+
 def about():
     names = ("mmsegmentation", "mmengine", "mmcv-lite", "torch", "numpy", "pillow")
     return {"python": sys.version.split()[0]} | {name: metadata.version(name) for name in names}
 
 
-REQUESTS = {"make": make_checkpoint, "open": open_model, "run": run, "tuned": run_tuned, "about": about}
+REQUESTS = {"make": make_checkpoint, "open": open_model, "run": run, "tuned": run_tuned, "peak": peak, "about": about}
 
 if __name__ == "__main__":
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
