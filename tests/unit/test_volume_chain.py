@@ -221,3 +221,23 @@ def test_small_components_go_by_their_size_in_cubic_millimetres() -> None:
     cleaned = clean(labels, found.frame, recipe)
     assert cleaned.sum() == 7
     assert cleaned[0, 5, 0] == 0
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        (),
+        (Clip(low=-1, high=1, channel=0),),
+        (Transpose(axes=(0, 1, 2)), zscore()),
+        (Transpose(axes=(2, 1, 0)), zscore()),
+        (CropToNonzero(fill_holes=True), Divide(by=2.0, channel=0)),  # nothing to crop away: the box is the whole
+        (resample((3.0, 1.5, 1.0)), zscore()),  # nor to resample
+    ],
+)
+def test_the_cases_own_values_stay_and_are_not_shared(steps: tuple[object, ...]) -> None:
+    given = np.random.default_rng(1).normal(3, 2, (1, 5, 6, 7)).astype(np.float32)
+    case = volume(given.copy())
+    prepared = prepare_volume(case, volume_recipe(preprocess=steps))
+    assert not np.shares_memory(prepared.x, case.channels)
+    prepared.x[...] = 0
+    assert (case.channels == given).all()

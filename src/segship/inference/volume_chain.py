@@ -83,6 +83,8 @@ class _State:
     """the previous stage's labels on the current grid; -1 outside the mask"""
     cascade: PreviousStageChannels | None
     moved: tuple[Moved, ...] = ()
+    borrowed: bool = False
+    """``x`` is still the case's own array: whoever changes values copies it first"""
 
     @property
     def shape(self) -> Shape3:
@@ -121,12 +123,20 @@ def prepare_steps(volume: Volume, steps: Sequence[Step]) -> PreparedVolume:
 def _run_steps(
     volume: Volume, steps: Sequence[Step], previous: np.ndarray | None, cascade: PreviousStageChannels | None
 ) -> _State:
-    x = np.array(volume.channels, np.float32, copy=True)
-    state = _State(x=x, spacing=volume.spacing, mask=None, previous=previous, cascade=cascade)
+    given = volume.channels
+    x = np.asarray(given, np.float32)
+    borrowed = np.may_share_memory(x, given)
+    state = _State(x=x, spacing=volume.spacing, mask=None, previous=previous, cascade=cascade, borrowed=borrowed)
     masked = _needs_mask(steps)
     for step in steps:
         state = _run(state, step, masked)
-    return state
+        state = replace(state, borrowed=np.may_share_memory(state.x, given))
+    return _owned(state)
+
+
+def _owned(state: _State) -> _State:
+    """With an array that may be changed."""
+    return replace(state, x=state.x.copy(), borrowed=False) if state.borrowed else state
 
 
 def _prepared(volume: Volume, state: _State) -> PreparedVolume:
@@ -197,8 +207,10 @@ def _run(state: _State, step: Step, masked: bool) -> _State:
     if isinstance(step, ZScore):
         if step.channel >= len(state.x):
             raise PackageError(f"step 'zscore' names channel {step.channel}, the input has {len(state.x)}")
+        state = _owned(state)
         zscore(state.x[step.channel], step, state.mask)
         return state
+    state = _owned(state)
     return replace(state, x=apply_step(state.x, step, channel_axis=0, in_place=True))
 
 
@@ -222,7 +234,9 @@ def _transpose(state: _State, step: Transpose) -> _State:
 
 def _crop(state: _State, step: CropToNonzero, masked: bool) -> _State:
     """To the bounding box of what is not zero in any channel; an empty case stays whole."""
-    present = (state.x != 0).any(axis=0)
+    present = state.x[0] != 0
+    for channel in state.x[1:]:
+        present |= channel != 0
     sides = [np.flatnonzero(present.any(axis=tuple(a for a in range(3) if a != axis))) for axis in range(3)]
     whole = any(len(side) == 0 for side in sides)
     low = (0, 0, 0) if whole else (int(sides[0][0]), int(sides[1][0]), int(sides[2][0]))
