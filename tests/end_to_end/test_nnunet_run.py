@@ -22,7 +22,9 @@ def test_a_trained_folder_and_cases_become_a_report(
         for case in ("nuc_0bf4b144", "nuc_35ca5f14", "nuc_e5f8ad0f"):
             for path in (trained / folder).glob(f"{case}*"):
                 shutil.copyfile(path, tmp_path / "data" / folder / path.name)
-    options = RunOptions(data=tmp_path / "data", output=tmp_path / "run", precisions=("fp32", "fp16"))
+    options = RunOptions(
+        data=tmp_path / "data", output=tmp_path / "run", precisions=("fp32", "fp16"), batches=(1, 4), repeat=1
+    )
     said: list[str] = []
     result = run(next(trained.glob("nnUNet*")), options, say=said.append)
     assert {row["precision"] for row in result.summary["variants"]} == {"fp32", "fp16"}
@@ -32,9 +34,17 @@ def test_a_trained_folder_and_cases_become_a_report(
     assert len(summary["metric_per_case"]) == scored
     assert len(list((tmp_path / "run" / "predictions").glob("*.png"))) == scored
     assert len(list((tmp_path / "run" / "calibration" / "labelsTr").iterdir())) == 3 - scored
-    assert any("speed was not measured" in note for note in result.summary["notes"])
+    assert result.summary["unit"] == "window"
+    for row in result.summary["variants"]:
+        assert set(row["windows_per_second"]) == set(row["case_seconds"]) == {"1", "4"}
+        assert set(row["metrics_by_batch"]) == {"1", "4"}
+    assert "s for a case of one window at batch 1" in result.lines()[0]
     page = result.report.read_text()
-    assert "Precision and batch" in page
-    assert "Dice" in page
+    start = page.index("Precision and batch")
+    table = page[start : page.index("</section>", start)]
+    assert table.count('<th scope="row">fp16</th>') == 2
+    assert all(f">{name}<" in table for name in ("Accuracy", "Dice", "Precision", "Recall"))
+    assert "Published for Task02_Heart" in table
+    assert "windows/s" in page
     run(next(trained.glob("nnUNet*")), options, say=said.append)
     assert "evaluate: already there" in said

@@ -68,9 +68,19 @@ def test_other_images_raise_no_doubt(tmp_path: Path) -> None:
     assert picture_note(trained(), dataset(OTHERS), None) is None
     assert picture_note({}, dataset(VALIDATION[:3]), None) is None
     assert picture_note(trained(name="cells_96"), dataset(VALIDATION[:3]), tmp_path) is None
-    own = picture_note(trained("default", "cells_96"), dataset(OTHERS, layout="folders"), tmp_path / "cells_96")
-    assert own is not None
-    assert "16 of 20 images" in own
+    assert picture_note(trained("default", "cells_96"), dataset(OTHERS, layout="folders"), tmp_path / "other") is None
+
+
+def test_a_few_images_of_a_data_set_are_judged_by_all_of_it(tmp_path: Path) -> None:
+    """The default split of five images is not that of two."""
+    root = cell_folder(tmp_path / "cells", 5)
+    ids = [f"cell{n:02}" for n in range(1, 6)]
+    (unseen,) = split(ids, "default").validation
+    few = dataset([unseen, next(i for i in ids if i != unseen)], layout="folders")
+    note = picture_note(trained("default", "cells"), few, root)
+    assert note is not None
+    assert "warning: 1 of 2 images" in note
+    assert picture_note(trained(), dataset(OTHERS[:1], name=DSB2018), None) is None, "no validation image is there"
 
 
 def test_evaluate_says_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

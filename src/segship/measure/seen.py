@@ -10,6 +10,7 @@ from segship.datasets import SPLITS, Dataset, open_dataset
 from segship.datasets.dsb2018_splits import facts, some
 from segship.datasets.dsb2018_splits import split as divide
 from segship.datasets.nnunet_splits import find_splits, read_splits, seen_in_training
+from segship.errors import DatasetError
 
 TRAINING_LAYOUTS = ("nnunet", "msd")
 
@@ -76,7 +77,10 @@ def picture_note(provenance: Mapping[str, Any], dataset: Dataset, root: Path | N
             "of it; --split takes a list of ids that it has not"
         )
     left_out = set(training.get("exclude") or ())
-    trained = set(divide(everything, split).training) - left_out
+    try:
+        trained = set(divide(everything, split).training) - left_out
+    except DatasetError:  # so few images, or others, that the split says nothing about them
+        return None
     seen = [case for case in dataset.ids if case in trained]
     if not seen:
         return None
@@ -87,7 +91,8 @@ def picture_note(provenance: Mapping[str, Any], dataset: Dataset, root: Path | N
 
 
 def _all_ids(dataset: Dataset, root: Path | None) -> list[str]:
-    """Of the data set before a split was taken, where that can be opened again."""
-    if dataset.split is None or root is None:
+    """Of the data set before a split was taken or cases were left out, where that can be opened again."""
+    try:
+        return dataset.ids if root is None else open_dataset(root, dataset.layout).ids
+    except DatasetError:
         return dataset.ids
-    return open_dataset(root, dataset.layout).ids
