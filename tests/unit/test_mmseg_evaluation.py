@@ -337,6 +337,8 @@ def test_label_kinds_need_labels(street: tuple[Path, np.ndarray, np.ndarray], tm
     with Predictor.open(label_package(tmp_path / "plain.segship", plain, int8=False)) as predictor:
         found = predictor(street[0] / "aachen_000000_000019_leftImg8bit.png")
         np.testing.assert_array_equal(found.render(kind="ids").pixels, found.labels)
+        road = found.instances()[0]
+        assert (road > 0).sum() == (found.labels == 0).sum() > 0, "road is a class like the others"
         with pytest.raises(UsageError, match="does not know the label ids of Cityscapes"):
             found.render(kind="cityscapes")
         with pytest.raises(UsageError, match="nothing to cut out"):

@@ -12,7 +12,7 @@ import numpy as np
 
 from segship.errors import EngineError, OutputError, PackageError, UsageError
 from segship.inference import writers
-from segship.inference.cutout import Rendered, render
+from segship.inference.cutout import Rendered, has_background, render
 from segship.inference.decode import (
     argmax_index,
     class_labels,
@@ -211,8 +211,9 @@ class Prediction:
 
     @property
     def foreground_classes(self) -> np.ndarray:
-        """(K,) bool: which of `classes` are objects, which is all but the one of id 0."""
-        chosen = np.array([label.id != 0 for label in self.classes])
+        """(K,) bool: which of `classes` are objects, which is all but the one of id 0 where that is a background."""
+        everything = not has_background(self.recipe)
+        chosen = np.array([everything or label.id != 0 for label in self.classes])
         return chosen if chosen.any() else np.ones_like(chosen)
 
     def on_grid(self, grid: Grid) -> Prediction:
