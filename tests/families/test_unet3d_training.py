@@ -432,6 +432,9 @@ def test_a_folder_with_a_run_is_neither_overwritten_nor_mixed(cases: Path, tmp_p
     other = write_cases(tmp_path / "other", (0, 1, 2))
     with pytest.raises(UsageError, match="training cases are not those"):
         train_unet3d(make_options(other, tmp_path / "run", resume=True), progress=False)
+    (tmp_path / "run/checkpoint.pth").write_bytes(b"no checkpoint")
+    with pytest.raises(SourceError, match="no checkpoint of the run"):
+        train_unet3d(make_options(cases, tmp_path / "run", resume=True), progress=False)
     (tmp_path / "run" / mlperf_checkpoint.STATE).write_bytes(b"no state")
     with pytest.raises(SourceError, match="no state of a run"):
         train_unet3d(make_options(cases, tmp_path / "run", resume=True), progress=False)

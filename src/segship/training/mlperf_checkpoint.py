@@ -123,7 +123,12 @@ def load_best(path: Path, best: Mapping[str, float]) -> dict[str, Any]:
     """
     if not best or not path.is_file():
         return {}
-    stored = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        stored = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for a broken file
+        raise SourceError(
+            f"{path} is no checkpoint of the run ({error}); remove it, the next score writes it"
+        ) from error
     if stored.get("epoch") != best.get("epoch"):
         return {}
     return {key: stored[key] for key in ("best_model_state_dict", "best_optimizer_state_dict")}
