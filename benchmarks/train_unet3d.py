@@ -31,8 +31,8 @@ from segship.training.mlperf_recipe import make_seeds
 from segship.training.unet3d_mlperf import build_network, score_network, train_unet3d
 
 START, GOAL = 0.1, 0.8
-CASES, SIZE, EPOCHS = 20, 96, 60
-QUICK_CASES, QUICK_SIZE, QUICK_EPOCHS = 12, 64, 40
+CASES, SIZE, EPOCHS = 20, 96, 250
+QUICK_CASES, QUICK_SIZE, QUICK_EPOCHS = 16, 64, 60
 WIDTH, HEIGHT, MARGIN = 640, 320, 44
 
 

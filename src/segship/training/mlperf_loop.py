@@ -112,7 +112,7 @@ def train_epochs(setting: Setting) -> tuple[Progress, dict[str, float]]:
         state.seconds += time.perf_counter() - started
         if first:
             _save(setting, moving)
-            _report(row, found, state, time.perf_counter() - started, len(setting.items))
+            _report(row, found, state, time.perf_counter() - started)
     return state, _end(setting, moving, first)
 
 
@@ -335,7 +335,7 @@ def _end(setting: Setting, moving: _Moving, first: bool) -> dict[str, float]:
     return speed
 
 
-def _report(row: dict[str, Any], found: Evaluation | None, state: Progress, seconds: float, cases: int) -> None:
+def _report(row: dict[str, Any], found: Evaluation | None, state: Progress, seconds: float) -> None:
     text = f"epoch {row['epoch']}: loss {row['train_loss']:.4f}, lr {row['lr']:.4g}, {seconds:.1f} s"
     if found is not None:
         text += f" | mean Dice {found.mean_dice:.4f} (kidney {found.l1:.4f}, tumour {found.l2:.4f})"
