@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from nnunet_data import blob, decathlon, raw_data
+from tiny_package import tiny_package
 from tiny_volume import volume_package
 
 from segship.datasets import open_dataset
@@ -15,7 +16,7 @@ from segship.datasets.label_files import read_label_file
 from segship.errors import OutputError, SegshipError
 from segship.inference.predictor import Predictor
 from segship.measure.evaluate import evaluate
-from segship.measure.volume_run import files_of, link_cases, predict_volumes
+from segship.measure.volume_run import bring_previous, files_of, link_cases, predict_volumes, window_batches
 
 
 def test_cases_are_linked_with_channels_numbered_and_labels_beside(tmp_path: Path) -> None:
@@ -66,3 +67,34 @@ def test_label_files_and_nnunets_summary_are_left(tmp_path: Path, monkeypatch: p
     (data / "imagesTr" / "b_0000.nii.gz").write_bytes(b"cut")
     with Predictor.open(package) as predictor, pytest.raises(SegshipError, match="1 cases could not be predicted"):
         predict_volumes(predictor, files, tmp_path / "other", tmp_path / "nothing", None)
+
+
+def test_a_saved_tiff_gets_its_spacing_beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SEGSHIP_CACHE_DIR", str(tmp_path / "cache"))
+    with Predictor.open(volume_package(tmp_path / "net.segship")) as predictor:
+        found = predictor((blob(0) * np.float32(60), (2.5, 0.5, 0.75)))
+    written = found.save(tmp_path / "liver_1.tif")  # type: ignore[arg-type]
+    assert [path.name for path in written] == ["liver_1.tif", "liver_1.json"]
+    assert json.loads(written[1].read_text()) == {"spacing": [2.5, 0.5, 0.75]}
+    assert found.save(tmp_path / "liver_1.nii.gz") == [tmp_path / "liver_1.nii.gz"]  # type: ignore[arg-type]
+
+
+def test_batches_whose_windows_are_too_large_are_left_out(tmp_path: Path) -> None:
+    manifest = volume_package(tmp_path / "net.segship").manifest
+    assert window_batches(manifest, (1, 8)) == ((1, 8), [])
+    assert manifest.tiling is not None
+    large = manifest.tiling.model_copy(update={"window": (128, 160, 112)})
+    kept, notes = window_batches(manifest.model_copy(update={"tiling": large}), (1, 8))
+    assert kept == (1,)
+    assert notes == ["batch 8 was left out: so many windows of 128x160x112 at once are large"]
+    assert window_batches(tiny_package(tmp_path / "p.segship").manifest, (1, 8)) == ((), [])
+
+
+def test_a_cascades_first_stage_comes_along(tmp_path: Path) -> None:
+    first = volume_package(tmp_path / "models" / "3d_lowres.segship").path
+    (tmp_path / "run").mkdir()
+    bring_previous(None, tmp_path / "run")
+    assert list((tmp_path / "run").iterdir()) == []
+    for _ in range(2):
+        bring_previous(str(first), tmp_path / "run")
+        assert (tmp_path / "run" / "3d_lowres.segship").resolve() == first.resolve()
