@@ -151,6 +151,23 @@ def test_every_wrapper_gives_the_same_network(tmp_path: Path, wrap: str) -> None
     assert not source.warnings
 
 
+def test_a_run_folder_says_what_the_weights_do_not(tmp_path: Path) -> None:
+    saved(tmp_path, {"last_model_state_dict": state_of()}, "checkpoint.pth")
+    saved(tmp_path, {"epoch": 3}, "state.pt")
+    (tmp_path / "segship.yml").write_text(
+        "activation: leaky_relu\nwindow: 64x32x64\noverlap: 0.25\npad_to: 65x65x70\nborders: flush\n"
+    )
+    recipe = load_source(tmp_path).recipe
+    assert recipe.options["activation"] == "leaky_relu"
+    assert recipe.tiling is not None
+    assert recipe.tiling.window == (64, 32, 64)
+    assert recipe.tiling.step == (48, 24, 48)
+    assert recipe.tiling.positions == "flush-last"
+    assert [step.minimum for step in recipe.preprocess if isinstance(step, Pad)] == [(65, 65, 70)]
+    with pytest.raises(SourceError, match="contradicts what the file says"):
+        load_source(tmp_path, options={"activation": "relu"})
+
+
 def test_batch_norm_is_seen_and_the_activation_is_told(tmp_path: Path) -> None:
     path = saved(tmp_path, {"last_model_state_dict": state_of(normalization="batchnorm", in_channels=2, classes=4)})
     source = load_source(path, options={"activation": "leaky_relu"})
@@ -209,6 +226,7 @@ def test_another_architecture_and_weights_that_diverged(tmp_path: Path) -> None:
         ({"window": "32"}, "single voxel"),
         ({"window": "64x64"}, "a side or three"),
         ({"overlap": "1"}, "0 up to below 1"),
+        ({"borders": "crop"}, "one of pad, flush"),
         ({"overlap": "0.5,0.5"}, "0 up to below 1"),
         ({"compat": "v1-cascade"}, "knows 'crop'"),
         ({"class_names": "kidney"}, "needs 2 different names"),
@@ -338,9 +356,28 @@ def formula_volume(about: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     return np.clip(values, -2.340702, 2.639792).astype(np.float32)[None], labels
 
 
+@pytest.mark.parametrize("shape", [(65, 65, 71), (20, 40, 130), (1, 32, 33)])
+def test_flush_borders_pad_only_what_is_smaller_than_a_window(shape: tuple[int, int, int]) -> None:
+    flush = tiling(Choices(window=(32, 32, 64), overlap=0.5, pad_to=None, as_stored=False, crop=False, borders="flush"))
+    seen: list[np.ndarray] = []
+
+    def run(batch: np.ndarray) -> np.ndarray:
+        seen.extend(batch)
+        return np.concatenate([batch, -batch, 2 * batch], 1)
+
+    x = np.random.default_rng(0).normal(size=(1, *shape)).astype(np.float32)
+    found = scores(x, recipe_with(flush), [run])
+    assert np.abs(found - np.concatenate([x, -x, 2 * x])).max() <= 1e-5
+    padded = all(n >= side for n, side in zip(shape, (32, 32, 64), strict=True))
+    assert padded == (not any((window == np.float32(-2.2)).any() for window in seen))
+    cropped = windows.compat_crop(flush)
+    assert cropped.positions == "stride-multiple"
+    assert cropped.crop_remainder_below == 8
+
+
 def test_one_voxel_of_a_thin_case_goes_through_the_chain() -> None:
     recipe = unet3d_mlperf.tiny().recipe
     volume = Volume(channels=np.full((1, 1, 3, 2), 40, np.float32), spacing=(0.5, 0.4, 0.4), name="thin")
     prepared = prepare_volume(volume, recipe)
-    assert prepared.x.shape == (1, 64, 64, 64)
+    assert prepared.x.shape == (1, 32, 64, 64)
     assert np.allclose(prepared.x, (40 - 101) / 76.9)

@@ -32,6 +32,8 @@ from segship.errors import SourceError, SourceMissing, UnsafePickle
 
 SUFFIXES = (".pth", ".pt", ".ckpt", ".ts", ".ptc", ".pkl", ".bin")
 RUN_FOLDER_FILE = "model.pth"
+RUN_FOLDER_FILES = (RUN_FOLDER_FILE, "checkpoint.pth")
+"""what the trainers here call the weights of a run"""
 SIDE_FILES = ("config.yml", "segship.yml", "args.pkl")
 MAX_BYTES = 8 << 30
 MAX_CODE_BYTES = 4 << 20
@@ -149,8 +151,9 @@ def _weights_file(given: Path) -> Path:
         raise SourceMissing(f"{given} does not exist; give a checkpoint file or a run folder with a {RUN_FOLDER_FILE}")
     if given.is_file():
         return given
-    if (given / RUN_FOLDER_FILE).is_file():
-        return given / RUN_FOLDER_FILE
+    for name in RUN_FOLDER_FILES:
+        if (given / name).is_file():
+            return given / name
     found = sorted(p for p in given.iterdir() if p.is_file() and p.suffix.lower() in SUFFIXES and p.name != "args.pkl")
     if len(found) == 1:
         return found[0]

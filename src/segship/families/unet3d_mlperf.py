@@ -7,6 +7,7 @@ the window that was trained with) is an option here, recorded in the manifest.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 import torch
@@ -16,7 +17,7 @@ from segship.errors import SourceError, UsageError
 from segship.families import Option, OptionValue, Source
 from segship.families.checkpoint import Checkpoint, take_other
 from segship.families.common import CLASS_NAMES, fill_network, package_name, read_yaml
-from segship.families.unet3d_mlperf_recipe import Choices, Shape3, build_recipe
+from segship.families.unet3d_mlperf_recipe import BORDERS, Choices, Shape3, build_recipe
 from segship.networks.unet3d_mlperf import FILTERS, SIZE_MULTIPLE, Activation, Normalization, Unet3D
 
 NAME = "unet3d_mlperf"
@@ -43,6 +44,11 @@ OPTIONS = (
     Option(name="window", kind="text", help="3D U-Net: the window it was trained and evaluated with [128x128x128]"),
     Option(name="overlap", kind="floats", help="3D U-Net: how far windows overlap, 0 up to below 1 [0.5]"),
     Option(name="pad_to", kind="text", help="3D U-Net: a case's least size, padded by its edge [128x128x128]; 0: none"),
+    Option(
+        name="borders", kind="choice", choices=BORDERS,
+        help="3D U-Net: pad a case to whole strides (default), or lay the last window flush with its border: better where "
+        "cases are not much larger than a window",
+    ),
     Option(name="as_stored", kind="flag", help="3D U-Net: take a file's axes as they are instead of turning them to I,P,L"),
     Option(
         name="compat", kind="text",
@@ -82,6 +88,7 @@ def load(checkpoint: Checkpoint, options: Mapping[str, OptionValue], *, force: b
             "filters": " ".join(map(str, found.filters)),
             "window": "x".join(map(str, choices.window)),
             "overlap": choices.overlap,
+            "borders": choices.borders,
             "as_stored": choices.as_stored,
             "compat": CROP if choices.crop else None,
         },
@@ -126,8 +133,6 @@ def _chosen(checkpoint: Checkpoint, options: Mapping[str, OptionValue]) -> tuple
 
 def _one_spelling(checkpoint: Checkpoint) -> Checkpoint:
     """The first published version called the last layer output.conv.0."""
-    from dataclasses import replace
-
     renamed = {
         f"output.conv.{key.removeprefix('output.conv.0.')}" if key.startswith("output.conv.0.") else key: value
         for key, value in checkpoint.state_dict.items()
@@ -135,9 +140,14 @@ def _one_spelling(checkpoint: Checkpoint) -> Checkpoint:
     return replace(checkpoint, state_dict=renamed)
 
 
+@dataclass(frozen=True, kw_only=True)
 class _Shape:
-    def __init__(self, channels: int, classes: int, filters: tuple[int, ...], normalization: Normalization) -> None:
-        self.channels, self.classes, self.filters, self.normalization = channels, classes, filters, normalization
+    """What the tensors say of the network."""
+
+    channels: int
+    classes: int
+    filters: tuple[int, ...]
+    normalization: Normalization
 
 
 def _shape(checkpoint: Checkpoint) -> _Shape:
@@ -156,7 +166,12 @@ def _shape(checkpoint: Checkpoint) -> _Shape:
             f"{checkpoint.path}: {channels} channels, {classes} classes, widths {widths} are no real network's"
         )
     batch = "input_block.conv1.1.running_mean" in checkpoint.state_dict
-    return _Shape(channels, classes, tuple(widths), "batchnorm" if batch else "instancenorm")
+    return _Shape(
+        channels=channels,
+        classes=classes,
+        filters=tuple(widths),
+        normalization="batchnorm" if batch else "instancenorm",
+    )
 
 
 def _convolution(checkpoint: Checkpoint, key: str) -> Tensor:
@@ -215,8 +230,12 @@ def _choices(checkpoint: Checkpoint, options: Mapping[str, OptionValue]) -> Choi
     compat = [part.strip() for part in str(options.get("compat") or "").split(",") if part.strip()]
     if set(compat) - {CROP}:
         raise UsageError(f"--compat of a 3D U-Net knows '{CROP}', not '{', '.join(compat)}'")
+    borders = options.get("borders") or side.get("borders") or "pad"
+    if borders not in BORDERS:
+        raise UsageError(f"--borders must be one of {', '.join(BORDERS)}, not '{borders}'")
     return Choices(
         window=window,
+        borders=borders,  # type: ignore[arg-type]
         overlap=float(values[0]),
         pad_to=None if 0 in pad_to else pad_to,
         as_stored=bool(options.get("as_stored")),

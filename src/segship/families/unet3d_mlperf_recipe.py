@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from segship.datasets import kits19_steps
 from segship.families.common import COLORS
@@ -15,7 +16,9 @@ from segship.inference.tiling import compat_crop
 from segship.manifest import Argmax, Decode, Label, Metric, Network, Output, Recipe, Tiling
 from segship.networks.unet3d_mlperf import SIZE_MULTIPLE
 
+Borders = Literal["pad", "flush"]
 Shape3 = tuple[int, int, int]
+BORDERS: tuple[Borders, ...] = get_args(Borders)
 ARCHITECTURE = "Unet3D"
 SIGMA_SCALE = 0.125 * math.sqrt(3)
 """upstream takes the cube root of a Gaussian of 0.125 window sides, which is a Gaussian of √3 times that"""
@@ -32,6 +35,8 @@ class Choices:
     as_stored: bool
     crop: bool
     """MLPerf's cropping of short remainders"""
+    borders: Borders = "pad"
+    """windows lie on a grid that pads the case, or within the case, the last flush with its border"""
 
 
 def build_recipe(
@@ -87,7 +92,7 @@ def tiling(choices: Choices) -> Tiling:
     found = Tiling(
         window=choices.window,
         step=tuple(float(max(1, int(side * (1 - choices.overlap)))) for side in choices.window),
-        positions="stride-multiple",
+        positions="stride-multiple" if choices.borders == "pad" else "flush-last",
         weighting="gaussian-centred",
         gaussian_sigma_scale=SIGMA_SCALE,
         pad_mode="constant",

@@ -80,9 +80,10 @@ def remainder_crop(shape: Sequence[int], tiling: Tiling) -> tuple[slice, ...]:
 
 
 def compat_crop(tiling: Tiling) -> Tiling:
-    """The same with MLPerf's rule, whatever the manifest says: a remainder below half a stride is cut away."""
+    """The same by MLPerf's rule, whatever the manifest says: a remainder below half a stride is cut away, a longer one
+    padded to a whole stride."""
     below = min(max(1, int(step)) // 2 for step in tiling.step)
-    return tiling.model_copy(update={"crop_remainder_below": below})
+    return tiling.model_copy(update={"crop_remainder_below": below, "positions": "stride-multiple"})
 
 
 def pad(x: Float, tiling: Tiling) -> tuple[Float, tuple[slice, ...]]:

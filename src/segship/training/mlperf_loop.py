@@ -293,7 +293,8 @@ def _start_folder(setting: Setting) -> None:
     if (options.run_folder / STATE).exists():
         raise UsageError(f"{options.run_folder} already holds a run; go on with --resume, or choose another --output")
     record = mlperf_checkpoint.options_record(options)
-    record |= {"overlap": options.overlap, "window": _times(options.val_input_shape)}
+    # Patches are cut from within cases: padding around a window is something that the network never saw.
+    record |= {"overlap": options.overlap, "window": _times(options.val_input_shape), "borders": "flush"}
     sizes = [case.shape for case in (*_trained(setting), *setting.held_out)]
     if sizes:
         record["pad_to"] = _times([min(LEAST_SIZE, *sides) for sides in zip(*sizes, strict=True)])
