@@ -15,7 +15,8 @@ from PIL import Image
 from tiny_labels import LABELS, VAL, cityscapes_tree, label_ids, label_package, scene
 
 from segship.cli import cli
-from segship.datasets import open_dataset
+from segship.datasets import FolderOptions, open_dataset
+from segship.datasets.label_rules import LabelRules
 from segship.errors import DatasetError, UsageError
 from segship.measure.scoring import as_text
 from segship.metrics import mmseg
@@ -114,6 +115,19 @@ def test_classes_that_are_not_cityscapes(tmp_path: Path) -> None:
     assert "1 of 4 classes are in no label map (3)" in found.notes
     package = label_package(tmp_path / "net.segship", LABELS[:3], int8=False)
     assert score_files("mmseg", tmp_path / "gt", tmp_path / "pred", classes=str(package.path)).metrics["aAcc"] == 0.5
+
+
+def test_maps_whose_zero_is_ignored(tmp_path: Path) -> None:
+    for name, numbers in (("gt", [[0, 1, 2, 3]]), ("pred", [[0, 0, 1, 1]]), ("out", [[1, 1, 2, 3]])):
+        (tmp_path / name).mkdir()
+        Image.fromarray(np.array(numbers, np.uint8)).save(tmp_path / name / "x.png")
+    rules = FolderOptions(rules=LabelRules(reduce_zero_label=True))
+    found = score_files("mmseg", tmp_path / "gt", tmp_path / "pred", classes="3", folders=rules)
+    assert found.metrics["aAcc"] == pytest.approx(2 / 3)
+    upstream = score_files("mmseg", tmp_path / "gt", tmp_path / "out", classes="3", folders=rules)
+    assert upstream.metrics["aAcc"] == 1, "3 tells that upstream's --out wrote them, one above the class numbers"
+    told = score_files("mmseg", tmp_path / "gt", tmp_path / "pred", classes="3", folders=rules, values="train-ids")
+    assert told.metrics == found.metrics
 
 
 def test_faulty_predictions(tree: Path, tmp_path: Path) -> None:

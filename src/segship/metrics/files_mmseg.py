@@ -61,6 +61,11 @@ class Classes:
         found = tuple(label.id if label.file_value is None else label.file_value for label in self.labels)
         return None if found == tuple(range(len(found))) else found
 
+    def one_more(self) -> Classes:
+        """The same with own ids one above the class numbers: of maps whose 0 is ignored. mmseg's ``--out`` writes those."""
+        labels = (label.model_copy(update={"file_value": place + 1}) for place, label in enumerate(self.labels))
+        return replace(self, labels=tuple(labels))
+
     @property
     def coloured(self) -> bool:
         return len({label.color for label in self.labels}) > 1
@@ -96,10 +101,13 @@ def score_files(
     if form is not None and form not in mmseg.FORMATS:
         raise UsageError(f"--form takes one of {', '.join(mmseg.FORMATS)}, not '{form}'")
     root = Path(pred)
-    truth = _open_truth(Path(gt), layout, split, _rules_of(classes, folders or FolderOptions()))
+    folders = _rules_of(classes, folders or FolderOptions())
+    truth = _open_truth(Path(gt), layout, split, folders)
     files = _predictions(root)
     truth = pair(truth, files, root, allow_missing)
     scored = _classes(classes, truth) or _counted([files[case.id] for case in truth.cases], truth, ignore)
+    if folders.rules.reduce_zero_label and scored.ids is None:
+        scored = scored.one_more()
     settings = Settings(
         classes=scored.names, metrics=tuple(metrics), beta=beta, nan_to_num=nan_to_num, ignore=ignore, unknown=unknown
     )
