@@ -174,9 +174,15 @@ def test_further_settings() -> None:
     assert settings(new_config(more=tta)).ratios == (1.0, 3.0)
     assert settings(new_config().replace("bgr_to_rgb=True", "bgr_to_rgb=False")).rgb is False
     assert settings(old_config().replace("to_rgb=True", "to_rgb=False")).rgb is False
-    assert (
-        settings(old_config().replace("dict(type='RandomFlip')", "dict(type='Pad', size_divisor=8)")).pad_multiple == 8
-    )
+    behind = "dict(type='Pad', size_divisor=8), dict(type='ImageToTensor'"
+    assert settings(old_config().replace("dict(type='ImageToTensor'", behind)).pad_multiple == 8
+    with pytest.raises(SourceError, match="pads before Normalize"):
+        settings(old_config().replace("dict(type='RandomFlip')", "dict(type='Pad', size_divisor=8)"))
+    for zero in ("dict(type='LoadAnnotations', reduce_zero_label=True)", "dict(type='LoadAnnotations')"):
+        assert settings(new_config().replace("dict(type='LoadAnnotations')", zero)).reduce_zero_label == (
+            "True" in zero
+        )
+    assert settings(new_config().replace("'BaseSegDataset'", "'ADE20KDataset'")).reduce_zero_label
     threshold = settings(new_config(classes=1).replace("num_convs=1", "num_convs=1, threshold=0.6"))
     assert threshold.threshold == 0.6
 
@@ -196,6 +202,7 @@ def test_further_settings() -> None:
         ("pipeline=test_pipeline", "pipeline=[1]", "is no list of steps"),
         ("scale=(64, 32)", "scale=(64, 'x')", "Resize.scale holds"),
         ("[200, 0, 0]", "[200, 0, 300]", "which is no colour"),
+        ("dict(type='LoadAnnotations')", "dict(type='Pad', size_divisor=8)", "before they are normalised"),
         (", [200, 0, 0]", "", "2 colours for 3 classes"),
     ],
 )

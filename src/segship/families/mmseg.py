@@ -240,6 +240,7 @@ def _classes(
     about: Mapping[str, Any] = given_meta if isinstance(given_meta, Mapping) else {}
     for origin, words, colors in (
         ("the checkpoint's dataset_meta", about.get("classes"), about.get("palette")),
+        ("the checkpoint's dataset_meta", about.get("CLASSES"), about.get("PALETTE")),  # of the candidates for 1.0
         ("the checkpoint's CLASSES", meta.get("CLASSES"), meta.get("PALETTE")),
     ):
         found = make_classes(words, colors, origin)

@@ -33,7 +33,7 @@ def complete(shape: NetworkShape, config: Config) -> NetworkShape:
     model = config.get("model")
     if not isinstance(model, Mapping):
         raise SourceError(f"{config.origin} has no 'model'; give the whole configuration of the network")
-    if model.get("type") not in SEGMENTORS:
+    if plain_name(model.get("type")) not in SEGMENTORS:
         raise NotNative(f"its segmentor is {model.get('type')}")
     heads = model.get("decode_head")
     listed = list(heads) if isinstance(heads, list | tuple) else [heads]
@@ -72,7 +72,7 @@ def check_classes(classes: int, head: Values, config: Config) -> None:
 def _backbone(shape: Backbone, values: Any, config: Config) -> Backbone:
     if not isinstance(values, Mapping) or not isinstance(values.get("type"), str):
         raise SourceError(f"{config.origin} does not name its backbone; give the whole configuration of the network")
-    kind = values["type"]
+    kind = plain_name(values["type"])
     if BACKBONES.get(kind) is not type(shape):
         raise _another(config, f"a {kind}", f"a {type(shape).__name__.removesuffix('Shape')}")
     _only_plain(values, f"its {kind}")
@@ -89,7 +89,7 @@ def _resnet(shape: ResNetShape, values: Values, config: Config) -> ResNetShape:
     about = "its ResNet"
     if values.get("depth") not in (None, shape.depth):
         raise _another(config, f"a ResNet of depth {values['depth']}", f"one of {shape.depth}")
-    deep = values["type"] == "ResNetV1c" or bool(values.get("deep_stem"))
+    deep = plain_name(values["type"]) == "ResNetV1c" or bool(values.get("deep_stem"))
     if deep != (shape.stem == "v1c"):
         raise _another(config, f"a {'deep' if deep else 'plain'} stem", f"a {'plain' if deep else 'deep'} one")
     if values.get("style", "pytorch") != "pytorch" and shape.depth >= 50:
@@ -147,8 +147,8 @@ def _check_unet(shape: UNetShape, values: Values, config: Config) -> None:
 
 
 def _head(shape: HeadShape, values: Values, backbone: Backbone, config: Config) -> HeadShape:
-    kind = values.get("type")
-    if HEADS.get(str(kind)) != shape.kind:
+    kind = plain_name(values.get("type"))
+    if HEADS.get(kind) != shape.kind:
         raise _another(config, f"a {kind}", f"a head of kind {shape.kind}")
     _only_plain(values, f"its {kind}")
     for name, ours in (("channels", shape.channels), ("ocr_channels", shape.inner), ("kernel_size", shape.kernel)):
@@ -201,6 +201,11 @@ def integers(
     if not all(isinstance(one, int) and not isinstance(one, bool) and low <= one <= high for one in value):
         raise SourceError(f"{config.origin}: {name} holds {value!r}, which is no sensible number here; correct it")
     return tuple(value)
+
+
+def plain_name(kind: Any) -> str:
+    """A registered name without the scope in front of it: 'mmseg.FCNHead' is FCNHead."""
+    return str(kind).rsplit(".", 1)[-1]
 
 
 def _only_plain(values: Values, about: str) -> None:

@@ -19,6 +19,8 @@ from segship.manifest import ImageResize, Resize, ResizeByFactor, ResizeKeepRati
 RATIOS = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
 """of test-time augmentation, in the base configurations of both versions"""
 METHODS: dict[str, ImageResize] = {"bilinear": "opencv:linear", "nearest": "opencv:nearest", "area": "opencv:area"}
+ZERO_IS_NOTHING = ("ADE20KDataset", "PascalContextDataset59")
+"""data sets of mmseg without names here whose label maps begin at 1"""
 NOTHING = {
     "LoadAnnotations", "PackSegInputs", "ImageToTensor", "DefaultFormatBundle", "Collect", "RandomFlip", "ToTensor",
 }  # fmt: skip
@@ -67,6 +69,11 @@ def read_settings(config: Config) -> Settings:
     """Raises SourceError for what is missing, malformed, or a step that is not known here."""
     pipeline = test_pipeline(config)
     resize, normalize, pad = _walk(pipeline, config)
+    if pad is not None and normalize is None:
+        raise SourceError(
+            f"{config.origin}: its test pipeline pads pictures before they are normalised, which segship does not; pad with "
+            "data_preprocessor's test_cfg (size_divisor) instead"
+        )
     if normalize is None:
         mean, std, rgb = _preprocessor(config)
     else:
@@ -81,7 +88,7 @@ def read_settings(config: Config) -> Settings:
     return Settings(
         mean=mean, std=std, grey=grey, rgb=rgb, resize=resize, pad_value=value, pad_multiple=multiple, pad_size=size, crop=crop,
         stride=stride, ratios=_ratios(config), classes=_classes(dataset, config),
-        reduce_zero_label=bool(dataset.get("reduce_zero_label") or _named(dataset).reduce_zero_label),
+        reduce_zero_label=_reduces_zero(dataset, pipeline),
         threshold=float(head.get("threshold") or 0.3), notes=tuple(notes),
     )  # fmt: skip
 
@@ -150,7 +157,11 @@ def _walk(pipeline: Sequence[Values], config: Config) -> tuple[Any, Values | Non
         elif kind == "Normalize":
             normalize = step
         elif kind == "Pad":
-            pad = step
+            pad = step if normalize is not None or _is_new(config) else None
+            if pad is None:
+                raise SourceError(
+                    f"{config.origin}: its test pipeline pads before Normalize, which segship does not; turn them round"
+                )
         elif kind not in NOTHING or (kind == "RandomFlip" and float(step.get("prob") or 0) > 0):
             raise SourceError(
                 f"{config.origin}: its test pipeline has the step {kind}, which segship does not know; export with a pipeline of "
@@ -318,6 +329,15 @@ def _dataset(config: Config) -> Values:
             return found
     kind = config.get("dataset_type")
     return {"type": kind} if kind else {}
+
+
+def _reduces_zero(dataset: Values, pipeline: Sequence[Values]) -> bool:
+    """Whether 0 in label maps stands for nothing: by the data set's own words, its loader's, or its type's."""
+    if dataset.get("reduce_zero_label") is not None:
+        return bool(dataset["reduce_zero_label"])
+    if any(step.get("reduce_zero_label") for step in pipeline if step["type"] == "LoadAnnotations"):
+        return True
+    return _named(dataset).reduce_zero_label or dataset.get("type") in ZERO_IS_NOTHING
 
 
 def _named(dataset: Values) -> Classes:
