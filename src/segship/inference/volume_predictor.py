@@ -130,7 +130,7 @@ class VolumePredictor(Predictor):
         volume, previous = sample_volume(sample)
         return self._trace(volume, previous, replace(self.tiles, mirror=False))
 
-    def trace(self, source: VolumeSource) -> dict[str, np.ndarray]:
+    def trace(self, source: VolumeSource) -> dict[str, np.ndarray]:  # type: ignore[override]
         """One case, stage by stage:
 
         read           (C, z, y, x) float32 as read
