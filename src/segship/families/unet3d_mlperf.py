@@ -287,12 +287,14 @@ def tiny() -> Source:
         # Four voxels are left at the bottom, whose statistics carry every rounding up: let them count for less.
         if key.startswith(("bottleneck", "downsample.3", "upsample.0")) and value.ndim == 1:
             state[key] = 0.1 * state[key]
+    # Most voxels are background then, and few of them close calls.
+    state["output.conv.bias"] = torch.tensor([1.3, 0.0, 0.0])
     network.load_state_dict(state)
     window = (32, 64, 64)
     choices = Choices(window=window, overlap=OVERLAP, pad_to=window, as_stored=False, crop=False)
     recipe = build_recipe(
         name="tiny-unet3d", parameters=sum(p.numel() for p in network.parameters()), channels=("CT",),
-        classes=KITS_CLASSES, choices=choices, options={"activation": "relu"},
+        classes=KITS_CLASSES, choices=choices, options={"activation": "relu"}, spacing=(0.7, 0.55, 0.55),
     )  # fmt: skip
     return Source(
         network=network, recipe=recipe, input_example_shape=(1, *window), engine_tolerance=ENGINE_TOLERANCE,
