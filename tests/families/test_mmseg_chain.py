@@ -179,6 +179,23 @@ def test_int8_is_calibrated_on_pictures_of_mixed_sizes(make: Make, tmp_path: Pat
         )
 
 
+def test_a_package_of_windows_gains_precisions(make: Make, tmp_path: Path) -> None:
+    (tmp_path / "train").mkdir()
+    for number in range(4):
+        cv2.imwrite(str(tmp_path / "train" / f"{number}.png"), picture(30 + 9 * number, 90, number))
+    package, image = make("d8", test=SLIDE, align=True), picture(50, 91)
+    calibrated = compile_package(
+        package, "int8", calibrate=tmp_path / "train", output=tmp_path / "i.segship", engines=["onnxruntime"]
+    )
+    assert calibrated.variant.precision == "int8"
+    assert all(row.passed for row in verify_package(calibrated.package.path, engine="onnxruntime"))
+    with (
+        Predictor.open(calibrated.package, precision="int8", engine="onnxruntime") as small,
+        Predictor.open(package, engine="onnxruntime") as whole,
+    ):
+        assert np.mean(small(image).labels == whole(image).labels) > 0.9
+
+
 def test_the_command_line(make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     package, folder = make("unet"), tmp_path / "in"
     folder.mkdir()
