@@ -43,6 +43,19 @@ def _metavar(option: Any) -> str:
     return "|".join(option.choices) if option.kind == "choice" else words[option.kind]
 
 
+def _takers() -> dict[str, list[str]]:
+    """The names of the families that take an option, by its name."""
+    takers: dict[str, list[str]] = {}
+    for family in _families().family_names():
+        for option in _families().get_family(family).OPTIONS:
+            takers.setdefault(option.name, []).append(family)
+    return takers
+
+
+def _listed(names: list[str]) -> str:
+    return " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else names[0]
+
+
 def split_family_options(values: dict[str, Any]) -> dict[str, Any]:
     """Take the families' own options out of a command's values and return them."""
     names = _families().all_options()
@@ -58,6 +71,19 @@ class WithFamilyOptions(UpstreamWords):
         own = {parameter.name for parameter in self.params}
         self.params += [option for option in family_options() if option.name not in own]
         return super().get_params(ctx)
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The command's own options first, then those of each family under its name: nobody needs all of them."""
+        takers = _takers()
+        rows: dict[str, list[tuple[str, str]]] = {"Options": []}
+        for parameter in self.get_params(ctx):
+            row = parameter.get_help_record(ctx)
+            if row is not None and row[1]:
+                families = takers.get(parameter.name or "", [])
+                rows.setdefault(f"For {_listed(families)}" if families else "Options", []).append(row)
+        for title, lines in sorted(rows.items(), key=lambda row: " and " in row[0]):
+            with formatter.section(title):
+                formatter.write_dl(lines)
 
 
 def print_warnings(warnings: Iterable[str]) -> None:
