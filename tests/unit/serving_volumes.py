@@ -129,7 +129,7 @@ class VolumeServer:
 
     def until(self, job: dict[str, Any], *states: str) -> dict[str, Any]:
         """The job once its status is one of ``states``."""
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while (job := self.ask("GET", job["links"]["self"]).json())["status"] not in states:
             assert time.monotonic() < deadline, job
             time.sleep(0.01)

@@ -115,6 +115,7 @@ def test_pictures_are_bounded_by_their_headers_too(tmp_path, monkeypatch):
         good = cv2.imencode(".png", np.full((20, 30), 200, np.uint8))[1].tobytes()
         job = server.done(("a.png", good))
         assert (job["case"], job["file_name"], list(job["planes"])) == ("a", "a.png", ["axial"])
+        assert server.ask("GET", job["links"]["labels"]).headers["content-type"] == "image/png"
 
 
 class Pieces:

@@ -41,7 +41,8 @@ WAIT = Field(name="wait", kind="whole", low=0, high=60, default=0, about="second
 CHANNEL = Field(name="channel", kind="whole", low=0, high=65535, default=0, about="whose brightness is shown")
 _LOOK_SECONDS = 0.1
 _CHUNK = 1 << 18
-_MEDIA = {".png": PNG, ".bmp": "image/bmp", ".tif": "image/tiff", ".gz": "application/gzip"}
+_MEDIA = {"png": PNG, "bmp": "image/bmp", "tif": "image/tiff", "gz": "application/gzip"}
+"""of a label file, by the last part of its name"""
 
 
 def build_volume_app(service: VolumeService) -> ASGIApp:
@@ -207,7 +208,9 @@ def _add_results(app: FastAPI, service: VolumeService) -> None:
     async def labels(job: str) -> Response:
         one, found = _found(service, job)
         ending = service.input.file_ending
-        return await _file(service, found.labels, f"{one.order.case}{ending}", _MEDIA.get(Path(ending).suffix, NPZ))
+        return await _file(
+            service, found.labels, f"{one.order.case}{ending}", _MEDIA.get(ending.rsplit(".", 1)[-1], NPZ)
+        )
 
     @app.get("/v1/jobs/{job}/preview", summary="Three planes with the labels, as PNG")
     async def preview(job: str) -> Response:
