@@ -251,6 +251,8 @@ def test_folders(unet: State, config: Path, tmp_path: Path) -> None:
     save(folder / "iter_2.pth", unet)
     with pytest.raises(SourceError, match=r"several checkpoints \(iter_1.pth, iter_2.pth\)"):
         load(folder)
+    save(folder / "latest.pth", unet)
+    assert load(folder).provenance["checkpoint"]["file"] == "latest.pth"
     (folder / "last_checkpoint").write_text("/gone/work_dirs/unet/iter_2.pth")
     assert load(folder).provenance["checkpoint"]["file"] == "iter_2.pth"
     save(folder / "best_mIoU_iter_1.pth", unet)

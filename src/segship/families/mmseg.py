@@ -292,6 +292,8 @@ def _weights(folder: Path) -> Path:
         named = last.read_text(encoding="utf-8", errors="replace").strip().replace("\\", "/").rsplit("/", 1)[-1]
         if folder / named in found:
             return folder / named
+    if folder / "latest.pth" in found:  # 0.x
+        return folder / "latest.pth"
     names = ", ".join(path.name for path in found[:5])
     raise SourceError(f"{folder} holds several checkpoints ({names}); name one of them, with --config")
 
