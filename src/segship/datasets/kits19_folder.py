@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from segship.datasets import kits19_synthetic
@@ -45,10 +46,4 @@ def prepare_folders(
     found = prepare_kits19(
         source, out, workers=workers, reorient=reorient, minimum=minimum, verify=verify, progress=progress
     )
-    return Preparation(
-        cases=found.cases,
-        failed=found.failed,
-        notes=(*notes, *found.notes),
-        seconds=found.seconds,
-        verification=found.verification,
-    )
+    return replace(found, notes=(*notes, *found.notes))

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -174,13 +174,18 @@ def _divide(listed: Sequence[Files]) -> tuple[list[Files], list[tuple[str, str]]
     return todo, failed, notes
 
 
+@dataclass(frozen=True, kw_only=True)
 class _Plan:
     """What every case's work needs, and what it tells on the side."""
 
-    def __init__(self, *, out: Path, steps: tuple[Step, ...], spec: VolumeInput, minimum: int, budget: _Budget) -> None:
-        self.out, self.steps, self.spec, self.minimum, self.budget = out, steps, spec, minimum, budget
-        self.turned: list[tuple[str, str]] = []
-        self.stopped = threading.Event()
+    out: Path
+    steps: tuple[Step, ...]
+    spec: VolumeInput
+    minimum: int
+    budget: _Budget
+    turned: list[tuple[str, str]] = field(default_factory=list)
+    """(case, orientation) of files that are not stored as KiTS19's"""
+    stopped: threading.Event = field(default_factory=threading.Event)
 
 
 def _run(
