@@ -206,7 +206,7 @@ def save(out: Path, network: nn.Module, optimizer: torch.optim.Optimizer, option
         (out / f"{name}.tmp").replace(out / name)
 
 
-def config_text(base: int) -> str:
+def config_text(base: int, data: Path) -> str:
     """The network's config in mmseg 1.x's form."""
     head = f"num_convs=1, concat_input=False, norm_cfg=dict(type='BN'), num_classes={len(CLASSES)}, align_corners=False"
     return f"""# The stand-in of benchmarks/fit_mmseg_unet.py, as mmseg describes its network.
@@ -220,8 +220,11 @@ model = dict(
     test_cfg=dict(mode='whole'))
 test_pipeline = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations'), dict(type='PackSegInputs')]
 test_dataloader = dict(batch_size=1, num_workers=0, sampler=dict(type='DefaultSampler', shuffle=False), dataset=dict(
-    type='BaseSegDataset', metainfo=dict(classes={CLASSES}, palette={[list(color) for color in PALETTE]}),
-    data_root='data', data_prefix=dict(img_path='img_dir/val', seg_map_path='ann_dir/val'), pipeline=test_pipeline))
+    type='BaseSegDataset', img_suffix='.png', metainfo=dict(classes={CLASSES}, palette={[list(color) for color in PALETTE]}),
+    data_root={str(data.resolve())!r}, data_prefix=dict(img_path='img_dir/val', seg_map_path='ann_dir/val'), pipeline=test_pipeline))
+test_evaluator = dict(type='IoUMetric', iou_metrics=['mIoU'])
+test_cfg = dict(type='TestLoop')
+default_scope = 'mmseg'
 """
 
 
@@ -254,7 +257,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     out.mkdir(parents=True, exist_ok=True)
     print(json.dumps(asdict(options)))
     lay_out(given.data, options.split, out / "data", out / "calibration", given.calibration, options.crop)
-    (out / CONFIG).write_text(config_text(options.base))
+    (out / CONFIG).write_text(config_text(options.base, out / "data"))
     found = fit(options, out, Pictures(out / "data", options.crop), given.minutes)
     note = "a stand-in for accuracy checks, not released weights"
     write_bytes(out / RESULT, dump_json(asdict(options) | found | {"note": note}))

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 import tempfile
 import time
@@ -109,10 +110,10 @@ def one(name: str, picture: Path) -> Row:
                 engines=ENGINES,
             )
         except SegshipError as error:
-            row |= {"result": "refused", "why": " ".join(str(error).split()).replace(place, "…")}
+            row |= {"result": "refused", "why": tidy(error, place)}
         except Exception as error:  # of mmseg, while it builds or runs the network
             traceback.print_exc()
-            row |= {"result": "not built", "why": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
+            row |= {"result": "not built", "why": f"{type(error).__name__}: {tidy(error, place)[:300]}"}
         else:
             manifest = found.package.manifest
             network = [r for r in found.parity if not r.shared_code]
@@ -122,9 +123,15 @@ def one(name: str, picture: Path) -> Row:
                 "largest": max(r.max_abs for r in network),
                 "allowed": max(r.tolerance for r in network),
                 "engines": sorted({r.engine for r in network}),
-                "why": " ".join((*found.warnings, *found.notes)).replace(place, "…"),
+                "why": tidy(" ".join((*found.warnings, *found.notes)), place),
             }  # fmt: skip
     return row | {"seconds": round(time.monotonic() - start, 1)}
+
+
+def tidy(text: object, place: str) -> str:
+    """One line without this machine's temporary folders."""
+    line = " ".join(str(text).split()).replace(place, "…")
+    return re.sub(r"/\S*/segship-[^/\s]+/", "…/", line)
 
 
 def markdown(found: dict[str, Row], versions: dict[str, str]) -> str:
@@ -152,6 +159,8 @@ def markdown(found: dict[str, Row], versions: dict[str, str]) -> str:
         else:
             cells = [f"{row['result']}: {row['why']}".replace("|", "/"), "–", "–", "–"]
         lines.append(f"| {name} | {count} | " + " | ".join(cells) + " |")
+    left = [name for name in ARCHITECTURES if name not in found]
+    lines += ["", f"Not run yet: {', '.join(left)}."] if left else []
     return "\n".join(lines) + "\n"
 
 
