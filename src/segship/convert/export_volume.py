@@ -51,6 +51,8 @@ class _Expected:
     """(C, *window) the first window of the case"""
     scores: np.ndarray
     prediction: VolumePrediction
+    answers: Mapping[str, np.ndarray]
+    """each member's answer to the window and to its mirror image (`_pair`): a window of 128³ is many seconds, once each"""
     sensitivity: float
     """how far the last bit of the window's values moves a network's answer, at most"""
     floor: float = 0.0
@@ -251,17 +253,14 @@ def _expected(source: Source, volume: Volume) -> _Expected:
     x = prepared.x if len(recipe.tiling.window) == 3 else prepared.x[:, prepared.x.shape[1] // 2]
     padded, _ = windows.pad(np.ascontiguousarray(x), recipe.tiling)
     window = np.ascontiguousarray(windows.cut(padded, (0,) * len(recipe.tiling.window), recipe.tiling))
+    pair = _pair(window)
+    answers = {member: parity.run_source(module, pair)[0] for member, module in members(source).items()}
+    near = {m: parity.run_source(module, pair * np.float32(1 + 2**-22))[0] for m, module in members(source).items()}
     return _Expected(
         volume=volume, previous=previous, prepared=prepared, window=window, scores=found, prediction=prediction,
-        sensitivity=max(_sensitivity(module, window) for module in members(source).values()),
+        answers=answers, sensitivity=max(float(np.abs(answers[m] - near[m]).max()) for m in answers),
         floor=source.engine_tolerance,
     )  # fmt: skip
-
-
-def _sensitivity(module: Any, window: np.ndarray) -> float:
-    pair = _pair(window)
-    there, near = (parity.run_source(module, x)[0] for x in (pair, pair * np.float32(1 + 2**-22)))
-    return float(np.abs(there - near).max())
 
 
 def _pair(window: np.ndarray) -> np.ndarray:
@@ -303,10 +302,10 @@ def _network_rows(
     rows = []
     pair = _pair(expected.window)
     several = members(source)
-    for index, (member, module) in enumerate(several.items()):
+    for index, member in enumerate(several):
         inputs = [("", pair[:1])] if index else [("", pair[:1]), (", batch 2", pair)]
         for label, x in inputs:
-            wanted, got = parity.run_source(module, x)[0], predictor.members.run_member(index, x)[0]
+            wanted, got = expected.answers[member][: len(x)], predictor.members.run_member(index, x)[0]
             allowed = expected.allowed(tolerance, wanted)
             stage = f"network{label}" if len(several) == 1 else f"network {member}{label}"
             rows.append(parity.difference_row(engine, stage, wanted, got, allowed, shared_code=False))
