@@ -7,6 +7,7 @@ import pickle
 import shutil
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from seeded import State
 from segship.cli import run as run_command
 from segship.errors import SegshipError, SourceError, UnsafePickle, UsageError
 from segship.families import get_family, load_source
+from segship.families.nnunet_folder import opened
+from segship.families.nnunet_validation import validation_cases
 from segship.package import open_package
 
 GRAPHS = ("graphs/", "manifest.json", "golden/")
@@ -192,6 +195,24 @@ def test_a_folder_is_recognised_by_its_layout(folder: Path, tmp_path: Path) -> N
     assert family.recognise_path(folder / "fold_0")
     assert family.recognise_path(folder.parent.parent)
     assert not family.recognise_path(tmp_path)
+
+
+def test_a_folds_own_validation_cases_are_read(shared: Path, tmp_path: Path) -> None:
+    trained = next((shared / "reference" / "nnunet_v2_trained").glob("nnUNet*"))
+    with opened(trained) as model:
+        found = validation_cases(model)
+        assert list(found) == ["0"]
+        assert len(found["0"]) == 30
+        assert all(case.startswith("nuc_") and "." not in case for case in found["0"])
+        damaged = replace(model, path=tmp_path)
+        (tmp_path / "fold_0" / "validation_raw").mkdir(parents=True)
+        summary = tmp_path / "fold_0" / "validation_raw" / "summary.json"
+        v1 = {"results": {"all": [{"test": "/a/la_003.nii.gz"}, {"test": "C:\\b\\la_004.nii.gz"}]}}
+        summary.write_text(json.dumps(v1))
+        assert validation_cases(damaged) == {"0": ["la_003", "la_004"]}
+        for text in ("{", "[]", '{"metric_per_case": [1]}', "{}"):
+            summary.write_text(text)
+            assert validation_cases(damaged) == {}
 
 
 def test_missing_files_are_named(changed: Callable[..., Path]) -> None:

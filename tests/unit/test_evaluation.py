@@ -16,7 +16,6 @@ from segship.datasets import open_dataset
 from segship.errors import DatasetError, OutputError, UsageError
 from segship.inference.images import pixel_sha256
 from segship.inference.predictor import Predictor
-from segship.measure import evaluate as evaluate_module
 from segship.measure.evaluate import evaluate
 from segship.measure.gallery import choose_pictures
 from segship.metrics import nuclei
@@ -176,7 +175,7 @@ def test_evaluate_without_recording_leaves_the_package_alone(
     def refuse(*args: object, **kwargs: object) -> None:
         raise OutputError("cannot write")
 
-    monkeypatch.setattr(evaluate_module, "update_package", refuse)
+    monkeypatch.setattr("segship.measure.recording.update_package", refuse)
     assert "not recorded" in evaluate(package, cells, engine="fake").notes[-1]
 
 

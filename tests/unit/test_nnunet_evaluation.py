@@ -100,6 +100,21 @@ def test_training_notes_need_a_splits_file_and_folds(tmp_path: Path) -> None:
     assert "1 of 3 cases were trained on (this network was trained on all cases; liver_1" in everything
 
 
+def test_validation_cases_of_the_model_folder_tell_too(tmp_path: Path) -> None:
+    root = raw_data(tmp_path / "raw")
+    data = open_dataset(root)
+    note = training_note({"folds": "0"}, data, root, validation={"0": ["liver_1", "elsewhere"]})
+    assert note is not None
+    assert note.startswith("warning: 2 of 3 cases were trained on (by folds 0, whose validation cases the model folder")
+    both = training_note({"folds": "0 1"}, data, root, validation={"0": ["liver_1"], "1": ["liver_2"]})
+    assert both is not None
+    assert "3 of 3 cases" in both, "what one fold was validated on another was trained on"
+    assert training_note({"folds": "0"}, data.select(["liver_1"]), root, validation={"0": ["liver_1"]}) is None
+    other = training_note({"folds": "0"}, data, root, validation={"0": ["heart_1"]})
+    assert other is not None
+    assert "is not known" in other, "another data set's list says nothing"
+
+
 def test_the_folder_holds_nnunets_own_summary(made: tuple[Path, EvaluateResult]) -> None:
     root, result = made
     found = json.loads((root / "out" / "fp32" / "summary.json").read_text())

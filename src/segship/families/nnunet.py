@@ -24,6 +24,7 @@ from segship.families.nnunet_folder import ModelFolder, file_sha256, looks_like,
 from segship.families.nnunet_plans import Plan, read_plan
 from segship.families.nnunet_postprocessing import find_postprocessing
 from segship.families.nnunet_recipe import build_recipe
+from segship.families.nnunet_validation import validation_cases
 from segship.manifest import KeepLargest, Recipe
 from segship.networks.nnunet import Architecture, PlannedUNet
 
@@ -294,6 +295,7 @@ def _provenance(model: ModelFolder, trainer: str, given: Path) -> dict[str, Any]
     return {
         "framework": f"nnU-Net v{model.version}",
         "trainer": trainer,
+        "validation": validation_cases(model),
         "source": given.name,
         "files": {str(path.relative_to(model.path)): file_sha256(path) for path in files},
     }

@@ -20,7 +20,7 @@ from typing import Any, Literal
 import numpy as np
 
 from segship.datasets import Case, Dataset, FolderOptions, default_split, is_sod, open_dataset
-from segship.errors import OutputError, UsageError
+from segship.errors import UsageError
 from segship.inference.predictor import Predictor
 from segship.inference.volume_network import TileOptions
 from segship.inference.volume_predictor import VolumePredictor
@@ -29,6 +29,7 @@ from segship.measure import label_maps
 from segship.measure.agreement import Kind, Reference, kind_of
 from segship.measure.environment import executed_by
 from segship.measure.evaluation_files import write_evaluation, write_nnunet_summary
+from segship.measure.recording import record_accuracy
 from segship.measure.seen import picture_note, training_note
 from segship.measure.tables import batch_lines, metric_lines
 from segship.measure.volume_pictures import VolumeGallery
@@ -36,7 +37,7 @@ from segship.metrics import get_scorer
 from segship.metrics.evaluation import Evaluation, check_scoring, default_batch, drop_against, evaluate_cases
 from segship.metrics.files import own_numbers
 from segship.metrics.scores import CaseScore, without_nan
-from segship.package import Package, open_package, update_package
+from segship.package import Package, open_package
 
 Progress = Callable[[int, int, str], None]
 
@@ -230,13 +231,15 @@ def evaluate(
             variants.append(_score(predictor, data, batches, reference, variants, gallery, how, kept, progress))
     notes = list(dict.fromkeys([*data.notes, *(note for v in variants for note in v.evaluation.notes)]))
     root = None if isinstance(dataset, Dataset) else Path(dataset)
-    seen = training_note(opened.manifest.options, data, root, splits) or picture_note(opened.provenance(), data, root)
+    origin = opened.provenance()
+    validated = (origin.get("source") or {}).get("validation")
+    seen = training_note(opened.manifest.options, data, root, splits, validated) or picture_note(origin, data, root)
     if seen is not None:
         notes.insert(0, seen)
     if tta is not None:
         notes.append(f"with test-time augmentation {tta}; such numbers are not recorded in the package")
     if record and tta is None:
-        opened = _record(opened, data, variants, notes, score)
+        opened = record_accuracy(opened, data, variants, notes, score)
     result = EvaluateResult(
         package=opened,
         dataset=data,
@@ -346,63 +349,6 @@ def _executed(predictor: Predictor, data: Dataset, found: Evaluation) -> Execute
     done = {score.id for score in found.scores}
     case = next(case for case in data.cases if case.id in done)
     return executed_by(predictor, case.read_image())
-
-
-# ------------------------------------------------------------------------------------------- the package
-
-
-def accuracy_record(data: Dataset, variant: VariantScore, score: str | None = None) -> dict[str, Any]:
-    """One entry of ``provenance.json``'s ``accuracy``: a number with everything that it depends on."""
-    found = variant.evaluation
-    return {
-        "precision": found.precision,
-        "engine": found.engine,
-        "device": variant.device,
-        "metric": found.metric,
-        "value": without_nan(found.metrics)[found.metric],
-        "metrics": without_nan(found.metrics),
-        **({"score": score} if score else {}),
-        "dataset": data.name,
-        "dataset_sha256": found.dataset_sha256,
-        "split": data.split,
-        "split_sha256": data.split_sha256,
-        "cases": len(found.scores),
-        "failed": len(found.failures),
-        "executed": variant.executed.model_dump(mode="json") if variant.executed else None,
-    }
-
-
-_SAME = ("precision", "engine", "device", "metric", "dataset_sha256", "split_sha256", "score")
-
-
-def _record(
-    package: Package, data: Dataset, variants: Sequence[VariantScore], notes: list[str], score: str | None
-) -> Package:
-    provenance = package.provenance()
-    new = [accuracy_record(data, variant, score) for variant in variants]
-    replaced = [{key: record.get(key) for key in _SAME} for record in new]
-    kept = [r for r in provenance.get("accuracy", []) if {key: r.get(key) for key in _SAME} not in replaced]
-    provenance["accuracy"] = kept + new
-    try:
-        return update_package(package, manifest=_with_measurements(package.manifest, variants), provenance=provenance)
-    except OutputError as error:
-        notes.append(f"the numbers were not recorded in the package: {error}")
-        return package
-
-
-def _with_measurements(manifest: Manifest, variants: Sequence[VariantScore]) -> Manifest:
-    """Drop and execution of each evaluated variant; a drop measured on more cases is not replaced by one on fewer."""
-    measured = {v.precision: v for v in variants}
-    updated = []
-    for variant in manifest.variants:
-        found = measured.get(variant.precision)
-        changes: dict[str, Any] = {}
-        if found is not None and found.drop and (variant.drop is None or found.drop.cases >= variant.drop.cases):
-            changes["drop"] = found.drop
-        if found is not None and found.executed is not None and found.executed not in variant.executed:
-            changes["executed"] = (*variant.executed, found.executed)
-        updated.append(variant.model_copy(update=changes))
-    return manifest.model_copy(update={"variants": tuple(updated)})
 
 
 def _drop_line(found: Evaluation, drop: Drop) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,18 @@ TRAINING_LAYOUTS = ("nnunet", "msd")
 
 
 def training_note(
-    options: Mapping[str, Any], dataset: Dataset, root: Path | None, splits: Path | str | None = None
+    options: Mapping[str, Any],
+    dataset: Dataset,
+    root: Path | None,
+    splits: Path | str | None = None,
+    validation: Mapping[str, Sequence[str]] | None = None,
 ) -> str | None:
     """A warning where a case was in the training part of a fold that the package holds; None where none was, or where
     the package says nothing of folds.
 
-    ``options`` are the manifest's. ``splits`` is the splits file; None looks beside the data set. Raises DatasetError
-    for a splits file that cannot be understood.
+    ``options`` are the manifest's. ``splits`` is the splits file; None looks beside the data set. Without one, the cases
+    that the model folder was validated on (``validation``: fold -> ids) tell: where some of them are in the data set, a
+    fold was trained on the others. Raises DatasetError for a splits file that cannot be understood.
     """
     folds = options.get("folds")
     if not folds:
@@ -37,6 +42,14 @@ def training_note(
             f"warning: {len(seen)} of {len(dataset.cases)} cases were trained on ({which}; {some(seen)}; {file.name}): "
             "the numbers do not say how good the network is on new ones"
         )
+    others = _not_validated_on(str(folds), dataset, root, validation or {})
+    if others:
+        return (
+            f"warning: {len(others)} of {len(dataset.cases)} cases were trained on (by folds {folds}, whose validation cases "
+            f"the model folder names; {some(others)}): the numbers do not say how good the network is on new ones"
+        )
+    if others is not None:
+        return None
     if (
         dataset.layout in TRAINING_LAYOUTS
         and dataset.split is None
@@ -48,6 +61,18 @@ def training_note(
             ".pkl lies beside them (--splits names one)"
         )
     return None
+
+
+def _not_validated_on(
+    folds: str, dataset: Dataset, root: Path | None, validation: Mapping[str, Sequence[str]]
+) -> list[str] | None:
+    """Cases that a fold was not validated on, and so trained on; None where nothing tells that it knows the data set."""
+    known = {fold: set(validation[fold]) for fold in folds.split() if fold in validation and fold != "all"}
+    if not known or dataset.layout not in TRAINING_LAYOUTS or dataset.split == "test":
+        return None
+    if not set().union(*known.values()) & set(_all_ids(dataset, root)):
+        return None
+    return [case for case in dataset.ids if any(case not in cases for cases in known.values())]
 
 
 DSB2018 = "DSB2018 stage1_train"
