@@ -130,7 +130,7 @@ def one(name: str, picture: Path) -> Row:
 
 def tidy(text: object, place: str) -> str:
     """One line without this machine's temporary folders."""
-    line = " ".join(str(text).split()).replace(place, "…")
+    line = " ".join(str(text).replace(place, "…").split())
     return re.sub(r"/\S*/segship-[^/\s]+/", "…/", line)
 
 
@@ -157,7 +157,8 @@ def markdown(found: dict[str, Row], versions: dict[str, str]) -> str:
             sizes = f"multiples of {row['multiple']}, {row['stride']}"
             cells = [row["result"], sizes, f"{row['largest']:.1e} ({row['allowed']:.1e})", ", ".join(row["engines"])]
         else:
-            cells = [f"{row['result']}: {row['why']}".replace("|", "/"), "–", "–", "–"]
+            why = tidy(row["why"], "\0").split(", the current sys.path")[0].replace("|", "/")
+            cells = [f"{row['result']}: {why}", "–", "–", "–"]
         lines.append(f"| {name} | {count} | " + " | ".join(cells) + " |")
     left = [name for name in ARCHITECTURES if name not in found]
     lines += ["", f"Not run yet: {', '.join(left)}."] if left else []

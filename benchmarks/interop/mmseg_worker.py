@@ -26,6 +26,8 @@ from mmseg.registry import MODELS  # noqa: E402
 from mmseg.utils import get_classes, get_palette, register_all_modules  # noqa: E402
 from PIL import Image  # noqa: E402
 
+BATCH_NORM = torch.nn.modules.batchnorm._BatchNorm
+"""what SyncBN becomes is a class of mmengine's own and no BatchNorm2d"""
 LEAST_VARIANCE = 0.01
 """of a settled batch norm: less, where two pictures differ little, would blow every rounding up"""
 models = {}
@@ -45,7 +47,7 @@ def make_checkpoint(config, checkpoint, picture, gain=2.0):
     network.load_state_dict({key: _seeded(key, value, gain) for key, value in network.state_dict().items()})
     x = _prepared(network, picture)
     for module in network.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
+        if isinstance(module, BATCH_NORM):
             module.momentum = None
             module.reset_running_stats()
             module.train()
@@ -55,7 +57,7 @@ def make_checkpoint(config, checkpoint, picture, gain=2.0):
         heads = network.decode_head if isinstance(network.decode_head, torch.nn.ModuleList) else [network.decode_head]
         network(x, mode="tensor")
         for module in network.eval().modules():
-            if isinstance(module, torch.nn.BatchNorm2d):
+            if isinstance(module, BATCH_NORM):
                 module.running_var.clamp_(min=LEAST_VARIANCE)
         logits = network(x, mode="tensor")
         if getattr(heads[-1], "conv_seg", None) is not None:
