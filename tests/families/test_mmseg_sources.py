@@ -132,6 +132,20 @@ def test_ambiguous_dilations_are_told_not_guessed(tmp_path: Path) -> None:
         load(save(tmp_path / "net.pth", seeded(resnet_shape())), arch="deeplabv3_r101-d8")
 
 
+def test_released_settings_for_other_classes(tmp_path: Path) -> None:
+    path = save(tmp_path / "net.pth", seeded(unet_shape(classes=2, base=64, stages=5), gain=1.0))
+    with pytest.raises(SourceError, match=r"and its 2 classes with --class-names with --arch: fcn_unet"):
+        load(path)
+    with pytest.raises(SourceError, match="says 19 classes and the weights have 2"):
+        load(path, arch="fcn_unet_s5-d16")
+    recipe = load(path, arch="fcn_unet_s5-d16", class_names="road,else").recipe
+    assert [label.name for label in recipe.labels] == ["road", "else"]
+    with pytest.raises(
+        SourceError, match=r"not those of --arch ocrnet_hr18_512x1024; --arch takes fcn_unet_s5-d16_512x1024"
+    ):
+        load(path, arch="ocrnet_hr18")
+
+
 def test_a_released_name_is_believed_and_its_hash_checked(tmp_path: Path) -> None:
     state = seeded(unet_shape(classes=19, base=64, stages=5), gain=1.0)
     plain = save(tmp_path / "plain.pth", state)

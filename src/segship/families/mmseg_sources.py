@@ -15,7 +15,10 @@ from segship.families.mmseg_known import KNOWN, UNET, known_config, released_nam
 from segship.families.mmseg_native import complete
 from segship.families.mmseg_settings import Settings
 from segship.manifest import ResizeKeepRatio
+from segship.networks.mmseg_hrnet import HRNetShape
 from segship.networks.mmseg_segmentor import NetworkShape
+
+CITYSCAPES_CLASSES = 19
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,11 +49,12 @@ def find_config(checkpoint: Checkpoint, options: Mapping[str, OptionValue], shap
         return FoundConfig(config=inside, warnings=(*warnings, *ignored))
     name = _released(checkpoint)
     if name is not None and arch is None:
-        return FoundConfig(config=_known(name, f"the released file name ({name})"), warnings=warnings)
+        origin = f"the released file name ({name})"
+        return FoundConfig(config=_taken(checkpoint, name, origin, shape, options), warnings=warnings)
     if arch is not None:
         chosen = short_name(str(arch))
         assert chosen is not None
-        return FoundConfig(config=_known(chosen, f"--arch {chosen}"), warnings=warnings)
+        return FoundConfig(config=_taken(checkpoint, chosen, f"--arch {chosen}", shape, options), warnings=warnings)
     raise SourceError(_open(checkpoint, shape))
 
 
@@ -83,8 +87,28 @@ def _released(checkpoint: Checkpoint) -> str | None:
     return short_name(released.config if released is not None else checkpoint.path.stem)
 
 
-def _known(name: str, origin: str) -> Config:
-    return Config(values=known_config(name), origin=origin)
+def _taken(
+    checkpoint: Checkpoint, name: str, origin: str, shape: NetworkShape | None, options: Mapping[str, OptionValue]
+) -> Config:
+    """The settings of a released network for these weights. SourceError where they are another network's.
+
+    With names for its classes a network may have learnt others than Cityscapes' 19.
+    """
+    if shape is None:
+        return _known(name, origin)
+    fitting = _fitting(shape)
+    if name not in fitting:
+        hint = f"--arch takes {', '.join(fitting)}" if fitting else "give the configuration with --config"
+        raise SourceError(f"{checkpoint.path}: its weights are not those of {origin}; {hint}")
+    return _known(name, origin, shape.classes if options.get("class_names") is not None else CITYSCAPES_CLASSES)
+
+
+def _known(name: str, origin: str, classes: int = CITYSCAPES_CLASSES) -> Config:
+    values = known_config(name)
+    heads = values["model"]["decode_head"]
+    for head in heads if isinstance(heads, list) else [heads]:
+        head["num_classes"] = classes
+    return Config(values=values, origin=origin)
 
 
 def _check_hash(checkpoint: Checkpoint) -> tuple[str, ...]:
@@ -110,7 +134,7 @@ def _fitting(shape: NetworkShape | None) -> list[str]:
     fitting = []
     for name in KNOWN:
         try:
-            complete(replace(shape, heads=tuple(replace(head, classes=19) for head in shape.heads)), _known(name, name))
+            complete(shape, _known(name, name, shape.classes))
         except (SourceError, NotNative):
             continue
         if _width_fits(name, shape):
@@ -120,8 +144,6 @@ def _fitting(shape: NetworkShape | None) -> list[str]:
 
 def _width_fits(name: str, shape: NetworkShape) -> bool:
     """What short configurations leave out: the width and blocks of HRNet, the plain or deep stem is in them."""
-    from segship.networks.mmseg_hrnet import HRNetShape
-
     backbone = shape.backbone
     if not isinstance(backbone, HRNetShape) or name == UNET:
         return True
@@ -137,4 +159,9 @@ def _open(checkpoint: Checkpoint, shape: NetworkShape | None) -> str:
     )
     if not fitting:
         return start
-    return f"{start}, or name the released network that it is with --arch: {', '.join(fitting)}"
+    names = (
+        ""
+        if shape is None or shape.classes == CITYSCAPES_CLASSES
+        else f" and its {shape.classes} classes with --class-names"
+    )
+    return f"{start}, or name the released network that it is{names} with --arch: {', '.join(fitting)}"
