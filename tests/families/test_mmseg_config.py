@@ -192,6 +192,7 @@ def test_further_settings() -> None:
     [
         ("dict(mode='whole')", "dict(mode='tiles')", "test_cfg.mode is 'tiles'"),
         ("dict(mode='whole')", "dict(mode='slide', crop_size=(0, 3), stride=(1, 1))", "test_cfg.crop_size holds"),
+        ("dict(mode='whole')", "dict(mode='slide', crop_size=(8, 8), stride=(8, 9))", "which leaves gaps"),
         ("dict(type='PackSegInputs')", "dict(type='GaussianNoise')", "has the step GaussianNoise"),
         (
             "dict(type='LoadImageFromFile')",

@@ -287,6 +287,10 @@ def _test_mode(config: Config) -> tuple[tuple[int, int] | None, tuple[int, int] 
         )  # upstream's UNet base files have whole numbers here
         sides = integers(listed, 2, f"test_cfg.{name}", config)
         pair.append((sides[0], sides[1]))
+    if pair[1][0] > pair[0][0] or pair[1][1] > pair[0][1]:
+        raise SourceError(
+            f"{config.origin}: test_cfg.stride {pair[1]} is larger than crop_size {pair[0]}, which leaves gaps; correct it"
+        )
     return pair[0], pair[1]
 
 
