@@ -82,21 +82,8 @@ class RunResult:
         rows = [row for row in self.summary["variants"] if row["value"] is not None] or self.summary["variants"]
         metric = self.summary["metric"]["name"]
         cases = (self.summary["dataset"] or {}).get("cases")
-        return [_variant_line(row, metric, cases) for row in rows]
-
-
-def _variant_line(row: dict[str, Any], metric: str, cases: int | None) -> str:
-    parts = [f"{row['precision']:<5} on {row['engine']}"]
-    if row["value"] is not None:
-        drop = f" (drop {row['drop']:+.4f})" if row["precision"] != "fp32" and row["drop"] is not None else ""
-        parts.append(f"{metric} {row['value']:.4f}{drop} over {cases} {'cases' if 'case_seconds' in row else 'images'}")
-    if row.get("case_seconds"):
-        batch, seconds = min(row["case_seconds"].items(), key=lambda item: int(item[0]))
-        parts.append(f"{seconds:.3g} s for a case of one window at batch {batch}, files to label file")
-    elif row.get("files_per_second"):
-        batch, rate = max(row["files_per_second"].items(), key=lambda item: int(item[0]))
-        parts.append(f"{rate:.1f} images/s files to masks at batch {batch}")
-    return ", ".join(parts)
+        timed = (self.summary.get("benchmark") or {}).get("inputs", "a case")
+        return [rundir.variant_line(row, metric, cases, timed) for row in rows]
 
 
 def run(

@@ -38,7 +38,7 @@ def test_a_trained_folder_and_cases_become_a_report(
     for row in result.summary["variants"]:
         assert set(row["windows_per_second"]) == set(row["case_seconds"]) == {"1", "4"}
         assert set(row["metrics_by_batch"]) == {"1", "4"}
-    assert "s for a case of one window at batch 1" in result.lines()[0]
+    assert "s for the package's golden sample, 3 x 96 x 112 voxels at batch 1" in result.lines()[0]
     page = result.report.read_text()
     start = page.index("Precision and batch")
     table = page[start : page.index("</section>", start)]

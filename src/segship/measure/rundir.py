@@ -109,6 +109,21 @@ def _row(scored: Data | None, timed: Data | None) -> dict[str, Any]:
     return row
 
 
+def variant_line(row: dict[str, Any], metric: str, cases: int | None, timed: str) -> str:
+    """One variant in a line of text; ``timed`` is what a volume's seconds were measured on."""
+    parts = [f"{row['precision']:<5} on {row['engine']}"]
+    if row["value"] is not None:
+        drop = f" (drop {row['drop']:+.4f})" if row["precision"] != "fp32" and row["drop"] is not None else ""
+        parts.append(f"{metric} {row['value']:.4f}{drop} over {cases} {'cases' if 'case_seconds' in row else 'images'}")
+    if row.get("case_seconds"):
+        batch, seconds = min(row["case_seconds"].items(), key=lambda item: int(item[0]))
+        parts.append(f"{seconds:.3g} s for {timed} at batch {batch}, files to label file")
+    elif row.get("files_per_second"):
+        batch, rate = max(row["files_per_second"].items(), key=lambda item: int(item[0]))
+        parts.append(f"{rate:.1f} images/s files to masks at batch {batch}")
+    return ", ".join(parts)
+
+
 def identity(source: Path) -> list[str]:
     """The content of a source: a file's hash, or those of a folder's files; of files below it, size and time."""
     if source.is_dir():
