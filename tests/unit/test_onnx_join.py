@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from segship.convert import onnx_graph
-from segship.convert.onnx_join import split_joined
+from segship.convert.onnx_join import split_joined, sums
+from segship.convert.quantize import QuantizeOptions, quantize
 
 
 class Joins(nn.Module):
@@ -58,6 +59,8 @@ def test_the_sum_is_the_convolution_over_both(axes: int) -> None:
     assert np.abs(answer(split, x) - wanted).max() <= 1e-5
     assert {node.name for node in split.graph.node} >= {"joined.0", "joined.1"}
     assert not {one.name for one in split.graph.initializer} & {"joined.weight"}
+    assert sums(plain) == []
+    assert sums(split) == ["joined.sum1"]
 
 
 @pytest.mark.parametrize("changes", [{"more": True}, {"groups": 2}])
@@ -76,3 +79,14 @@ def test_the_same_graph_gives_the_same_bytes() -> None:
     network = Joins(3)
     first, second = (split_joined(graph_of(network, (2, 8, 6, 4))) for _ in range(2))
     assert first.SerializeToString(deterministic=True) == second.SerializeToString(deterministic=True)
+
+
+def test_int8_rounds_nothing_between_the_parts_of_a_sum() -> None:
+    torch.manual_seed(3)
+    model = split_joined(graph_of(Joins(3), (2, 8, 6, 4)))
+    inputs = np.random.default_rng(2).normal(size=(4, 2, 8, 6, 4)).astype(np.float32)
+    made = quantize(model, inputs, QuantizeOptions(keep_in_float=()))
+    from_ = {output: node for node in made.graph.node for output in node.output}
+    total = next(node for node in made.graph.node if node.name == "joined.sum1")
+    assert [from_[name].op_type for name in total.input] == ["Conv", "Conv"]
+    assert any(node.op_type == "QuantizeLinear" for node in made.graph.node)

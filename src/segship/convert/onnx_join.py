@@ -7,6 +7,8 @@ longer. The sum is equal to it up to float32's rounding.
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
@@ -49,6 +51,14 @@ def split_joined(model: onnx.ModelProto) -> onnx.ModelProto:
         graph.initializer.remove(one)
     onnx.checker.check_model(model)
     return model
+
+
+def sums(model: onnx.ModelProto) -> list[str]:
+    """Names of the additions that `split_joined` made: parts of one convolution, with nothing to round between them."""
+    names = {node.name for node in model.graph.node}
+    pattern = re.compile(r"(.+)\.sum\d+")
+    added = [node.name for node in model.graph.node if node.op_type == "Add"]
+    return [name for name in added if (found := pattern.fullmatch(name)) and f"{found[1]}.0" in names]
 
 
 def _axis(node: onnx.NodeProto) -> int:
@@ -96,7 +106,7 @@ def _channels(name: str, before: list[onnx.NodeProto], weights: dict[str, onnx.T
 
 
 def _sum(conv: onnx.NodeProto, join: onnx.NodeProto, names: list[str]) -> list[onnx.NodeProto]:
-    out, total = [], ""
+    out, total, stem = [], "", names[0].removesuffix(".0.weight")
     for number, (part, weight) in enumerate(zip(join.input, names, strict=True)):
         last = number == len(names) - 1
         node = onnx.NodeProto()
@@ -108,7 +118,7 @@ def _sum(conv: onnx.NodeProto, join: onnx.NodeProto, names: list[str]) -> list[o
         out.append(node)
         if number:
             result = conv.output[0] if last else f"{conv.output[0]}.sum{number}"
-            out.append(helper.make_node("Add", [total, node.output[0]], [result], name=f"{conv.name}.sum{number}"))
+            out.append(helper.make_node("Add", [total, node.output[0]], [result], name=f"{stem}.sum{number}"))
             total = result
         else:
             total = node.output[0]

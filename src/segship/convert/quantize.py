@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from segship.convert import onnx_graph, qdq, rounding
+from segship.convert import onnx_graph, onnx_join, qdq, rounding
 from segship.convert.layers import check_layers
 from segship.errors import EngineMissing, UsageError
 
@@ -73,7 +73,7 @@ def quantize(model: onnx.ModelProto, inputs: np.ndarray, options: QuantizeOption
     check_layers(model, options.keep_in_float)
     dataset = nncf.Dataset(_Samples(inputs), lambda x: {model.graph.input[0].name: x})
     folded = [node.name for node in model.graph.node if node.name.startswith(f"{onnx_graph.NORMALISE}.")]
-    ignored = [*options.keep_in_float, *folded]
+    ignored = [*options.keep_in_float, *folded, *onnx_join.sums(model)]
     source = type(model)()
     source.CopyFrom(model)  # NNCF edits the graph it is given
     with onnx_graph.quiet():
