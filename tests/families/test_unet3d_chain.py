@@ -132,8 +132,11 @@ def test_simpleitk_reads_the_same_case(kits: Path) -> None:
 def test_int8_is_calibrated_on_training_cases_alone(package: Path, kits: Path, tmp_path: Path) -> None:
     for source in ("raw", "prepared"):
         made = compile_package(
-            package, "int8", calibrate=kits / source, subset=4, output=tmp_path / f"{source}.segship", engine="openvino"
-        )
+            package, "int8", calibrate=kits / source, subset=4, output=tmp_path / f"{source}.segship", engine="openvino",
+            validate=kits / source, max_drop=1.0,
+        )  # fmt: skip
+        assert made.variant.drop is not None
+        assert made.variant.drop.cases == 2, "validated on the evaluation cases alone"
         record = made.package.provenance()["calibration"]["int8"]
         assert record["available"] == 2
         assert not any("no labels" in warning for warning in made.warnings)

@@ -20,7 +20,7 @@ from segship.convert.calibration import DEFAULT_SUBSET, Calibration, load_calibr
 from segship.convert.judge import Evidence, judge
 from segship.convert.quantize import Activations, Algorithm, BiasCorrection, QuantizeOptions, Weights
 from segship.convert.variants import CheckRow, check_variant
-from segship.datasets import Dataset, is_sod, open_dataset, recognise_layout
+from segship.datasets import Dataset, default_split, is_sod, open_dataset, recognise_layout
 from segship.engines import DEFAULT_ENGINE
 from segship.errors import DatasetError, PrecisionMissing, UsageError
 from segship.inference.precision import canonical_precision
@@ -171,6 +171,7 @@ def _validation(
                     f"--max-drop needs images with masks, and {path} has none; without it the masks are compared with fp32's"
                 ) from None
             return path
+    split = split or default_split(path, layout)
     return open_dataset(path, layout, split, num_classes=base.manifest.network.outputs[0].channels)
 
 
