@@ -38,7 +38,12 @@ def predicted(predictor: Predictor, files: list[Path], folder: Path, *, mirror: 
     return next(path for path in folder.iterdir() if "json" not in path.suffix).read_bytes()
 
 
-@pytest.mark.parametrize("case", ["v2_2d", "v2_aniso", "v2_regions", "v2_torchres", "v1_2d"])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    "case", ["v2_2d", "v1_2d", pytest.param("v2_aniso", marks=SLOW), pytest.param("v2_regions", marks=SLOW)]
+)
 def test_label_files_of_the_reference(
     case: str, shared: Path, reference_case: Callable[[str], Any], fill: Callable[..., State], tmp_path: Path
 ) -> None:
