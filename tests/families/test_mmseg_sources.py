@@ -53,7 +53,8 @@ def test_a_configuration_beside_the_weights(unet: State, config: Path, tmp_path:
     assert source.recipe.network.architecture == "FCN-UNet"
     assert [label.name for label in source.recipe.labels] == list(NAMES)
     assert [label.color for label in source.recipe.labels] == list(COLORS)
-    assert source.recipe.options["settings_from"] == source.recipe.options["classes_from"] == "config unet.py"
+    assert source.recipe.options["settings_from"] == source.recipe.options["classes_from"] == "config"
+    assert source.provenance["found_in"] == {"settings": "config unet.py", "classes": "config unet.py"}
     assert [step.step for step in source.recipe.preprocess] == ["resize_keep_ratio", "normalize", "pad"]
     assert source.recipe.decode.restore_path == "by-input-size"
     assert source.recipe.network.size is None
@@ -74,8 +75,8 @@ def test_what_a_checkpoint_says_of_itself(unet: State, tmp_path: Path, wrapping:
         save(path, state, meta) if wrapping == "1.x" else save_training_checkpoint(path, state, meta)
     source = load(path)
     assert tuple(label.name for label in source.recipe.labels) == NAMES
-    assert "text" in str(source.recipe.options["settings_from"])
-    assert "the checkpoint's" in str(source.recipe.options["classes_from"])
+    assert source.recipe.options["settings_from"] == source.recipe.options["classes_from"] == "meta"
+    assert "text" in source.provenance["found_in"]["settings"]
     assert source.provenance["auxiliary_parameters"] > 0
     assert sum(p.numel() for p in source.network.parameters()) == source.recipe.network.parameters
     if wrapping == "training":
@@ -84,6 +85,19 @@ def test_what_a_checkpoint_says_of_itself(unet: State, tmp_path: Path, wrapping:
     with torch.inference_mode():
         expected = load(save(tmp_path / "plain.pth", unet, {"cfg": new_config()})).network(x)
         assert torch.equal(source.network(x), expected)
+
+
+@pytest.mark.parametrize("kind", ["unet", "hrnet", "d8", "d16"])
+def test_both_dialects_give_equal_manifests(tmp_path: Path, kind: str) -> None:
+    shape = {"unet": unet_shape, "hrnet": hrnet_shape}.get(kind, resnet_shape)()
+    path = save(tmp_path / "net.pth", seeded(shape))
+    (tmp_path / "new.py").write_text(new_config(kind))
+    (tmp_path / "old.py").write_text(old_config(kind))
+    new, old = (load(path, config=str(tmp_path / name)).recipe for name in ("new.py", "old.py"))
+    assert new == old
+    expected = {"d8": "1,2,1,1", "d16": "1,2,2,1"}.get(kind)
+    assert new.options.get("backbone_strides") == expected
+    assert new.options["align_corners"] is False
 
 
 def test_the_training_checkpoint_brings_no_foreign_object(unet: State, tmp_path: Path) -> None:
@@ -140,6 +154,7 @@ def test_released_settings_for_other_classes(tmp_path: Path) -> None:
         load(path, arch="fcn_unet_s5-d16")
     recipe = load(path, arch="fcn_unet_s5-d16", class_names="road,else").recipe
     assert [label.name for label in recipe.labels] == ["road", "else"]
+    assert recipe.options["settings_from"] == recipe.options["classes_from"] == "flag"
     with pytest.raises(
         SourceError, match=r"not those of --arch ocrnet_hr18_512x1024; --arch takes fcn_unet_s5-d16_512x1024"
     ):
@@ -159,7 +174,7 @@ def test_a_released_name_is_believed_and_its_hash_checked(tmp_path: Path) -> Non
         plain = tmp_path / name
         source = load(plain)
         assert len(source.warnings) == warnings
-        assert "released file name" in str(source.recipe.options["settings_from"])
+        assert source.recipe.options["settings_from"] == source.recipe.options["classes_from"] == "name"
         assert source.recipe.labels[13].name == "car"
     assert "should have a sha256 that begins with 00000000" in source.warnings[0]
     plain.rename(tmp_path / "net.pth")
@@ -261,7 +276,7 @@ def test_folders(unet: State, config: Path, tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="holds a configuration and no checkpoint"):
         load(folder)
     save(folder / "iter_1.pth", unet)
-    assert load(folder).recipe.options["settings_from"] == "config unet.py"
+    assert load(folder).recipe.options["settings_from"] == "config"
     save(folder / "iter_2.pth", unet)
     with pytest.raises(SourceError, match=r"several checkpoints \(iter_1.pth, iter_2.pth\)"):
         load(folder)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from segship.families.mmseg_generic import OF_ANY_NETWORK, at_one_size, classes_
 from segship.families.mmseg_keys import NotNative, Recognised, is_mmseg
 from segship.families.mmseg_keys import recognise as recognise_keys
 from segship.families.mmseg_known import Classes
-from segship.families.mmseg_native import batch_norm_eps, check_classes, complete
+from segship.families.mmseg_native import batch_norm_eps, check_classes, complete, described
 from segship.families.mmseg_recipe import NetworkFacts, build_recipe, fitting_classes
 from segship.families.mmseg_settings import Settings, dataset_type, last_head, make_classes, read_settings
 from segship.families.mmseg_sources import FoundConfig, changed_scale, find_config
@@ -105,9 +105,10 @@ def load(checkpoint: Checkpoint, options: Mapping[str, OptionValue], *, force: b
     if settings.crop is not None and any(side % built.facts.multiple for side in settings.crop):
         warnings.append(f"windows are filled up to multiples of {built.facts.multiple}, which the network insists on")
     record = {
-        "settings_from": given.config.origin,
-        "classes_from": origin,
+        "settings_from": given.config.source,
+        "classes_from": _source_of(origin, given.config),
         "test_mode": "slide" if settings.crop else "whole",
+        **built.described,
     }
     recipe = build_recipe(
         package_name(checkpoint, None, generic=("model", "latest", "best", "last")), built.facts, settings, classes,
@@ -148,6 +149,8 @@ class _Built:
     facts: NetworkFacts
     warnings: tuple[str, ...] = ()
     auxiliary: int = 0
+    described: Mapping[str, str | bool] = field(default_factory=dict)
+    """what the configuration told of the network, for the record"""
     generic: bool = False
     """built by mmseg: no test has seen its graph"""
 
@@ -176,7 +179,9 @@ def _native(checkpoint: Checkpoint, config: Config, found: Recognised) -> _Built
     known = {key for key in checkpoint.state_dict if key.startswith(("auxiliary_head.", "ema_"))}
     warnings = fill_network(network, checkpoint, known | set(network.state_dict()), TITLE)
     facts = network_facts(shape, found.architecture, network)
-    return _Built(network=network, facts=facts, warnings=tuple(warnings), auxiliary=found.auxiliary)
+    return _Built(
+        network=network, facts=facts, warnings=tuple(warnings), auxiliary=found.auxiliary, described=described(shape)
+    )
 
 
 def build_network(shape: NetworkShape, eps: float = 1e-5) -> Segmentor:
@@ -255,6 +260,13 @@ def _classes(
         origin = f"mmseg's {dataset}"
         return make_classes(*theirs, origin), origin
     return settings.classes, given.config.origin
+
+
+def _source_of(origin: str, config: Config) -> str:
+    """Where class names were found, as the manifest says it: config, meta, name, flag, or mmseg's own tables."""
+    if origin == config.origin:
+        return config.source
+    return {"--class-names": "flag", "mmseg's": "mmseg"}.get(origin.split(" ")[0], "meta")
 
 
 def _palette_of(checkpoint: Checkpoint, settings: Settings, count: int) -> Any:

@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -35,6 +35,8 @@ class Config:
     values: Values
     origin: str
     """for messages and the record: 'config unet.py', 'config text in the checkpoint' …"""
+    source: Literal["config", "meta", "name", "flag"] = "config"
+    """a file given, the checkpoint itself, its released name, or --arch"""
     notes: tuple[str, ...] = ()
     """what was left out"""
 
@@ -76,7 +78,7 @@ def parse_text(text: str, origin: str) -> Config | None:
             return None
         notes += skipped
         merged = merge(values, merged, origin)
-    return Config(values=merged, origin=origin, notes=tuple(notes)) if merged else None
+    return Config(values=merged, origin=origin, source="meta", notes=tuple(notes)) if merged else None
 
 
 def merge(child: Values, base: Values, where: str) -> Values:

@@ -48,6 +48,18 @@ def complete(shape: NetworkShape, config: Config) -> NetworkShape:
     )
 
 
+def described(shape: NetworkShape) -> dict[str, str | bool]:
+    """What the configuration alone told of the network, as words for the manifest's record."""
+    found: dict[str, str | bool] = {"align_corners": shape.heads[-1].align_corners}
+    if isinstance(shape.backbone, ResNetShape):
+        each = [shape.backbone.block_dilations(stage) for stage in range(4)]
+        found["backbone_strides"] = ",".join(map(str, shape.backbone.strides))
+        found["backbone_dilations"] = " ".join(",".join(map(str, sorted(set(stage)))) for stage in each)
+    if shape.heads[-1].kind == "aspp":
+        found["head_dilations"] = ",".join(map(str, shape.heads[-1].dilations))
+    return found
+
+
 def batch_norm_eps(config: Config) -> float:
     """What batch norm adds to variances; the same everywhere, or `NotNative`."""
     found = {float(norm.get("eps", 1e-5)) for norm in _norms(config.get("model"))}

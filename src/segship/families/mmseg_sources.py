@@ -95,12 +95,13 @@ def _taken(
     With names for its classes a network may have learnt others than Cityscapes' 19.
     """
     if shape is None:
-        return _known(name, origin)
+        return replace(_known(name, origin), source="flag" if options.get("arch") is not None else "name")
     fitting = _fitting(shape)
     if name not in fitting:
         hint = f"--arch takes {', '.join(fitting)}" if fitting else "give the configuration with --config"
         raise SourceError(f"{checkpoint.path}: its weights are not those of {origin}; {hint}")
-    return _known(name, origin, shape.classes if options.get("class_names") is not None else CITYSCAPES_CLASSES)
+    found = _known(name, origin, shape.classes if options.get("class_names") is not None else CITYSCAPES_CLASSES)
+    return replace(found, source="flag" if options.get("arch") is not None else "name")
 
 
 def _known(name: str, origin: str, classes: int = CITYSCAPES_CLASSES) -> Config:
