@@ -114,7 +114,10 @@ def drawing(curve: Sequence[tuple[int, float]], minutes: float) -> str:
         lines.append(
             f'<path d="M{MARGIN} {y}H{WIDTH - MARGIN}" stroke="#ddd"/><text x="10" y="{y + 4}">{value:.1f}</text>'
         )
-    text = f"mean Dice of held-out cases, {last} epochs, {minutes:.1f} minutes on 2 CPU cores"
+    threads = torch.get_num_threads()
+    text = (
+        f"mean Dice of held-out cases, {last} epochs, {minutes:.1f} minutes, {threads} CPU thread{'s' * (threads > 1)}"
+    )
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif" font-size="12">'
         f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#fff"/>{"".join(lines)}'
