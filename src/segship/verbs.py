@@ -97,7 +97,9 @@ def prepare(
     if name == "kits19":
         from segship.datasets.kits19_folder import prepare_folders
 
-        return prepare_folders(source, out, **options, **({} if size is None else {"size": size}), progress=progress)
+        if size is not None:
+            options["size"] = size
+        return prepare_folders(source, out, **options, progress=progress)
     if options:
         raise UsageError(f"'prepare {name}' has no option '{next(iter(options))}'; leave it out")
     if out is None:

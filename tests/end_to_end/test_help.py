@@ -16,7 +16,8 @@ def test_a_family_s_options_stand_under_its_name(capsys: pytest.CaptureFixture[s
         if line and not line.startswith(" "):
             title = line
         sections[title] = sections.get(title, "") + line + "\n"
-    assert "--output" in sections["Options:"] and "--recipe" not in sections["Options:"]
+    assert "--output" in sections["Options:"]
+    assert "--recipe" not in sections["Options:"]
     assert "--recipe" in sections["For u2net:"]
     assert "--folds" in sections["For nnunet:"]
     assert "--mean" in sections["For unetplusplus and u2net:"]

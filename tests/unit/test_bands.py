@@ -22,9 +22,9 @@ sides = st.integers(1, 40)
 
 
 def interpolate(x: np.ndarray, size: tuple[int, int], aligned: bool) -> np.ndarray:
-    return functional.interpolate(
-        torch.from_numpy(x.copy())[None], size=size, mode="bilinear", align_corners=aligned
-    )[0].numpy()
+    return functional.interpolate(torch.from_numpy(x.copy())[None], size=size, mode="bilinear", align_corners=aligned)[
+        0
+    ].numpy()
 
 
 def framed(original: tuple[int, int], resized: tuple[int, int], padded: tuple[int, int], mirror: bool) -> Frame:

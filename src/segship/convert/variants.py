@@ -120,7 +120,9 @@ def golden_inputs(golden: Golden, recipe: Recipe) -> list[np.ndarray]:
     x = prepare(read_image(golden.input_bytes, recipe.input, name=golden.input_name), check_recipe(recipe)).x
     if recipe.tiling is not None:
         x = windows.cut(x, (0, 0), check_recipe(recipe).tiling or recipe.tiling)
-    height, width = (side // multiple * multiple for side, multiple in zip(x.shape[1:], recipe.network.size_multiple, strict=True))
+    height, width = (
+        side // multiple * multiple for side, multiple in zip(x.shape[1:], recipe.network.size_multiple, strict=True)
+    )
     x = x[:, :height, :width]
     return [x, x[:, ::-1], x[:, :, ::-1], x[:, ::-1, ::-1]]
 

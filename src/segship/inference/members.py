@@ -14,7 +14,6 @@ from segship.inference.views import usual_size
 from segship.manifest import Manifest, Variant
 from segship.package import Package
 
-
 SHAPES_KEPT = 8
 """opened graphs of a static variant, one a batch and size"""
 
