@@ -15,7 +15,7 @@ from segship.convert.alternatives import AlternativeScore, score_alternatives
 from segship.convert.parity import ParityRow, Reference
 from segship.convert.source_graph import BATCHES, FP32, able, convert, first_manifest, free_size, to_onnx
 from segship.engines import get_engine
-from segship.errors import BarMissed, EngineError, InputError, SourceError, UsageError
+from segship.errors import BarMissed, EngineError, InputError, PackageError, SourceError, UsageError
 from segship.families import Source, load_source
 from segship.inference.predictor import Predictor
 from segship.inference.preprocess import prepare
@@ -102,7 +102,7 @@ def export(
         taken = free_size(taken)
     try:
         made = _make(taken, batch, names, engines, picture, picture_name, steps)
-    except (SourceError, BarMissed, EngineError) as error:
+    except (SourceError, BarMissed, EngineError, PackageError) as error:
         if taken.at_one_size is None or shape == "dynamic":
             raise
         taken = taken.at_one_size()
