@@ -37,7 +37,7 @@ class TestOpenVino(EngineContract):
 
     def forget(self, module) -> None:
         module._import.cache_clear()
-        module._core.cache_clear()
+        module._made_core.cache_clear()
 
 
 def test_fp32_is_float32_also_where_bf16_is_the_default(graphs: Graphs):
