@@ -23,7 +23,6 @@ from segship.inference.writers import write_bytes
 from segship.measure import rundir
 from segship.measure.rundir import StepsFolder as _Folder
 from segship.measure.volume_run import (
-    WINDOW_SECONDS,
     bring_previous,
     files_of,
     link_cases,
@@ -39,7 +38,9 @@ Say = Callable[[str], None]
 DIVISION = "division.json"
 CALIBRATION = "calibration"
 CALIBRATION_LIMIT = 300
-BENCHMARK_FILES = 32
+BENCHMARK_FILES = 16
+TURN_SECONDS = 1.0
+"""after so long a benchmark's turn ends early: networks that take a second a call would be timed for an hour"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -369,7 +370,7 @@ def _benchmark(
         device=[options.device],
         threads=[options.threads],
         iterations=options.iterations,
-        duration_s=WINDOW_SECONDS if volumes else None,
+        at_most_s=TURN_SECONDS,
         repeat=options.repeat,
         progress=progress,
     ).as_dict()

@@ -155,7 +155,20 @@ def test_int8_is_calibrated_on_training_cases_alone(package: Path, kits: Path, t
 def test_a_run_ends_in_a_report(package: Path, kits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SEGSHIP_CACHE_DIR", str(tmp_path / "cache"))
     arguments = ["run", str(package.with_name("net.pth")), "--data", str(kits / "raw"), "-o", str(tmp_path / "run")]
-    options = ["--window", "32x64x64", "--pad-to", "32", "--precision", "fp16", "--against", "onnxruntime"]
+    options = [
+        "--window",
+        "32x64x64",
+        "--pad-to",
+        "32",
+        "--precision",
+        "fp16",
+        "--batch",
+        "1",
+        "--repeat",
+        "1",
+        "--iterations",
+        "1",
+    ]
     assert segship([*arguments, *options, "-q"]) == 0
     summary = json.loads((tmp_path / "run/summary.json").read_text())
     assert summary["metric"]["name"] == "mean Dice"

@@ -272,3 +272,21 @@ def test_another_networks_masks_stop_the_comparison(script: Any) -> None:
     script.require_one_network(rows)
     with pytest.raises(SystemExit, match="ONNX Runtime fp32: not the masks of PyTorch eager fp32"):
         script.require_one_network([*rows, {"name": "ONNX Runtime fp32", "equal": 0.99}])
+
+
+def test_a_turn_ends_early_but_not_before_one_call_and_slow_calls_are_warmed_up_once():
+    made: list[str] = []
+
+    def call(name: str, seconds: float) -> Call:
+        def run() -> None:
+            made.append(name)
+            time.sleep(seconds)
+
+        return Call(run=run, items=1)
+
+    calls = {"slow": call("slow", 0.06), "quick": call("quick", 0.001)}
+    found = measure(calls, Plan(warmup=2, iterations=3, repeat=2, at_most_s=0.05))
+    assert len(found["slow"].latencies_ms) == 2, "one a turn"
+    assert made.count("slow") == 3, "and one untimed call in all"
+    assert len(found["quick"].latencies_ms) == 6
+    assert made.count("quick") == 2 + 3 + 1 + 3

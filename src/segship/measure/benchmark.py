@@ -53,6 +53,7 @@ def benchmark(
     against: Sequence[str] = (),
     iterations: int = 10,
     duration_s: float | None = None,
+    at_most_s: float | None = None,
     warmup: int = 2,
     repeat: int = 3,
     files: bool = True,
@@ -64,12 +65,12 @@ def benchmark(
 
     ``precision`` None takes all of the package's variants. ``inputs`` are image files or folders; None takes the
     package's golden sample. Of volumes a batch is one of windows, and one case is timed from its files to its label
-    file, run as ``tiles`` says [the package's own way]; see `benchmark_volumes`. ``iterations`` calls (or ``duration_s`` seconds) a turn, ``repeat`` turns each. An engine
-    of ``against`` skips precisions that it does not run, and says so. Raises UsageError, PackageError, EngineError.
+    file, run as ``tiles`` says [the package's own way]; see `benchmark_volumes`. ``iterations`` calls (or ``duration_s`` seconds; at most ``at_most_s``) a turn, ``repeat`` turns
+    each. An engine of ``against`` skips precisions that it does not run, and says so. Raises UsageError, PackageError, EngineError.
     """
     if min(*batch, *streams) < 1:
         raise UsageError("batch and streams must be positive")
-    plan = Plan(warmup=warmup, iterations=iterations, duration_s=duration_s, repeat=repeat)
+    plan = Plan(warmup=warmup, iterations=iterations, duration_s=duration_s, repeat=repeat, at_most_s=at_most_s)
     opened = package if isinstance(package, Package) else open_package(package)
     notes: list[str] = []
     settings = _settings(opened.manifest, precision, engine or DEFAULT_ENGINE, against, device, threads, streams, notes)
@@ -96,7 +97,7 @@ def benchmark(
             tell = _part(progress, number, len(sizes), f"batch {size}")
             with ExitStack() as stack:
                 predictors = _open(stack, opened, settings, size, cache_dir, notes)
-                once = Plan(warmup=min(warmup, 1), iterations=1, repeat=repeat)
+                once = Plan(warmup=min(warmup, 1), iterations=1, repeat=repeat, at_most_s=at_most_s)
                 if volumes:
                     work = benchmark_volumes.Work(predictors, case, size, tiles or TileOptions(), scratch)
                     answers = answers or work.answers()

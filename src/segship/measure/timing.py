@@ -52,7 +52,8 @@ class Timing:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """How long to time. A turn is ``iterations`` calls, or as many as fit into ``duration_s`` (at least one)."""
+    """How long to time. A turn is ``iterations`` calls, or as many as fit into ``duration_s`` (at least one); with
+    ``at_most_s`` it ends early, but not before one call, when it has taken so long."""
 
     warmup: int = 2
     """untimed calls before a call's first turn; before each later turn it is one"""
@@ -60,6 +61,8 @@ class Plan:
     duration_s: float | None = None
     repeat: int = 3
     """turns of each call"""
+    at_most_s: float | None = None
+    """seconds; slower calls than that are not warmed up twice either"""
 
     def __post_init__(self) -> None:
         if min(self.iterations, self.repeat) < 1 or self.warmup < 0 or (self.duration_s or 1) <= 0:
@@ -75,14 +78,25 @@ def measure(calls: Mapping[K, Call], plan: Plan, progress: Progress | None = Non
         name = list(calls)[turn % len(calls)]
         call = calls[name]
         time.sleep(SETTLE_SECONDS)
-        for _ in range(plan.warmup if turn < len(calls) else min(plan.warmup, 1)):
-            call.run()
+        _warm_up(call, plan, latencies[name])
         found, seconds = _turn(call, plan)
         latencies[name] += found
         rates[name].append(len(found) * call.items / seconds)
         if progress is not None:
             progress(turn + 1, turns, getattr(name, "label", str(name)))
     return {name: Timing(latencies_ms=tuple(latencies[name]), rates_per_second=tuple(rates[name])) for name in calls}
+
+
+def _warm_up(call: Call, plan: Plan, latencies: list[float]) -> None:
+    """Untimed calls, fewer where one is known or found to take longer than a turn may."""
+    patience = plan.at_most_s or float("inf")
+    if latencies and latencies[-1] / 1e3 > patience:
+        return
+    start = time.perf_counter()
+    for _ in range(min(plan.warmup, 1) if latencies else plan.warmup):
+        call.run()
+        if time.perf_counter() - start > patience:
+            return
 
 
 def _turn(call: Call, plan: Plan) -> tuple[list[float], float]:
@@ -96,10 +110,9 @@ def _turn(call: Call, plan: Plan) -> tuple[list[float], float]:
     def next_one() -> bool:
         nonlocal started
         with lock:
-            if plan.duration_s is None:
-                over = started >= plan.iterations
-            else:
-                over = started > 0 and time.perf_counter() - start >= plan.duration_s
+            elapsed = time.perf_counter() - start
+            enough = started >= plan.iterations if plan.duration_s is None else elapsed >= plan.duration_s
+            over = started > 0 and (enough or elapsed >= (plan.at_most_s or float("inf")))
             if over or errors:
                 return False
             started += 1

@@ -21,8 +21,6 @@ from segship.package import Package
 Progress = Callable[[int, int, str], None]
 BATCH_VOXELS = 1 << 22
 """of all windows of a batch: activations of a usual network are hundreds of times as large"""
-WINDOW_SECONDS = 2.0
-"""of windows of a network for volumes so long a turn is timed, where one may take many seconds"""
 
 
 def window_batches(manifest: Manifest, batches: Sequence[int]) -> tuple[tuple[int, ...], list[str]]:
