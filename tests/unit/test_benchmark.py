@@ -290,3 +290,14 @@ def test_a_turn_ends_early_but_not_before_one_call_and_slow_calls_are_warmed_up_
     assert made.count("slow") == 3, "and one untimed call in all"
     assert len(found["quick"].latencies_ms) == 6
     assert made.count("quick") == 2 + 3 + 1 + 3
+
+
+def test_slow_networks_are_timed_on_fewer_files(tmp_path: Path) -> None:
+    from segship.measure.benchmark import _few
+
+    paths = [tmp_path / str(number) for number in range(32)]
+    quick, slow = (Timing(latencies_ms=(1.0,), rates_per_second=(rate,)) for rate in (50.0, 2.5))
+    assert _few(paths, 4, [quick, slow], 1.0) == paths[:10]
+    assert _few(paths, 16, [slow], 1.0) == paths[:16], "a batch at least"
+    assert _few(paths, 4, [quick], 1.0) == paths
+    assert _few(paths, 4, [slow], None) == paths

@@ -38,6 +38,8 @@ COMPARED = 8
 """real inputs whose answers are compared before times are taken"""
 FILES = 64
 """files of one files → masks turn, at most"""
+FILES_TURNS = 4
+"""as many turns of the bare network one of files → masks may take, where turns have an end"""
 
 
 def benchmark(
@@ -108,7 +110,11 @@ def benchmark(
                     calls = _network_calls(predictors, size, paths)
                 _take(network, size, measure(calls, plan, tell))
                 if files:
-                    calls = work.file_calls() if volumes else _file_calls(predictors, size, paths, scratch)
+                    if volumes:
+                        calls = work.file_calls()
+                    else:
+                        few = _few(paths, size, [network[setting][size] for setting in predictors], at_most_s)
+                        calls = _file_calls(predictors, size, few, scratch)
                     _take(whole, size, measure(calls, once, tell))
     rows = [
         replace(
@@ -271,6 +277,13 @@ def _file_calls(
         setting: Call(run=lambda p=predictor: run(p), items=len(unlike))  # type: ignore[misc]
         for setting, predictor in predictors.items()
     }
+
+
+def _few(paths: Sequence[Path], batch: int, timed: Sequence[Timing], at_most_s: float | None) -> Sequence[Path]:
+    """As many of the files as the slowest network takes ``FILES_TURNS`` turns for, at least a batch, the same for all."""
+    if at_most_s is None:
+        return paths
+    return paths[: max(batch, int(FILES_TURNS * at_most_s * min(timing.rate for timing in timed)))]
 
 
 def _unlike(paths: Sequence[Path], scratch: Path) -> list[Path]:
