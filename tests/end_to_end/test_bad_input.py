@@ -15,8 +15,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from made_pictures import huge_png, picture, write_dataset, write_pictures
 
-from conftest import huge_png, picture, write_dataset, write_pictures
 from segship.package import open_package
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from conftest import write_pictures
+from made_pictures import write_pictures
 
 HEAVY = ("torch", "matplotlib", "pandas", "onnx", "nncf", "jinja2", "sklearn", "scipy")
 

@@ -7,10 +7,10 @@ import json
 import cv2
 import numpy as np
 import pytest
+from made_pictures import picture, write_pictures
 from PIL import Image
 
 import segship as library
-from conftest import picture, write_pictures
 
 
 def iou(mask, truth):

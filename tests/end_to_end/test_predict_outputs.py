@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from made_pictures import picture, write_pictures
 from PIL import Image
 from tiny_saliency import is_object, saliency_package, scene
 
 import segship as library
-from conftest import picture, write_pictures
 from segship.cli import run as run_command
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-
-from conftest import write_dataset, write_pictures
+from made_pictures import write_dataset, write_pictures
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("nncf")

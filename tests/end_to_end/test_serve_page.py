@@ -11,12 +11,11 @@ import httpx
 import numpy as np
 import pytest
 from chromium import SHOWN, Page, program
+from made_pictures import picture
 from PIL import Image
 from serving import argmax_package
 from test_serve_process import serving
 from tiny_saliency import saliency_package
-
-from conftest import picture
 
 pytestmark = pytest.mark.skipif(program() is None, reason="no Chromium is installed")
 

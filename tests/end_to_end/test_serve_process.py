@@ -19,9 +19,8 @@ from pathlib import Path
 import cv2
 import httpx
 import pytest
+from made_pictures import picture, write_pictures
 from tiny_saliency import saliency_package
-
-from conftest import picture, write_pictures
 
 DOCS = Path(__file__).parents[2] / "docs"
 CLIENTS = 12

@@ -6,9 +6,9 @@ import hashlib
 import json
 import shutil
 
+from made_pictures import write_dataset, write_pictures
 from tiny_package import graph
 
-from conftest import write_dataset, write_pictures
 from segship.inference.predictor import Predictor
 from segship.package import golden_files, open_package, update_package
 
