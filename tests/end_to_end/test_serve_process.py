@@ -154,7 +154,7 @@ def test_stopped_in_mid_load_every_request_that_was_begun_is_answered(package, t
     (tmp_path / "in").mkdir()
     paths = [tmp_path / "in" / f"{number}.png" for number in range(CLIENTS)]
     for number, path in enumerate(paths):
-        cv2.imwrite(str(path), cv2.resize(picture(number), (1000, 800)))
+        cv2.imwrite(str(path), cv2.resize(picture(number), (2600, 2000)))
     pairs = with_masks(package, tmp_path / "out", paths)
     with serving(package) as (address, process):
         stop = threading.Event()
