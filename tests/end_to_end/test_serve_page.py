@@ -26,15 +26,6 @@ CANVAS = """(() => {
 
 
 @pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("browser")
-    (folder / "downloads").mkdir()
-    with Page(folder / "profile", folder / "downloads") as page:
-        page.downloads = folder / "downloads"
-        yield page
-
-
-@pytest.fixture(scope="module")
 def classes(package):
     with serving(package) as (address, _):
         yield address

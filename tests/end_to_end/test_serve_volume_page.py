@@ -23,15 +23,6 @@ PIXELS = """(() => {
 
 
 @pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("browser")
-    (folder / "downloads").mkdir()
-    with Page(folder / "profile", folder / "downloads") as page:
-        page.downloads = folder / "downloads"
-        yield page
-
-
-@pytest.fixture(scope="module")
 def chest(tmp_path_factory):
     with serving(chest_package(tmp_path_factory.mktemp("page") / "chest.segship")) as (address, _):
         yield address

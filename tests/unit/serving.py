@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import cv2
 import httpx
@@ -63,16 +63,16 @@ def argmax_package(path: Path) -> Package:
     return write_package(path, manifest, {"graphs/fp32.onnx": data}, {"source": {"file": "three"}})
 
 
-class Server:
+class Asked:
     """A service with its application on an event loop of its own. A context manager."""
 
-    def __init__(self, predictor: Predictor, **options: Any) -> None:
+    def __init__(self, predictor: Predictor, service: Any, app: Any) -> None:
         self.predictor = predictor
-        self.service = Service(predictor, ServeOptions(**options))
-        self.app = build_app(self.service)
+        self.service = service
+        self.app = app
         self._runner = asyncio.Runner()
 
-    def __enter__(self) -> Server:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -92,3 +92,9 @@ class Server:
     def ask(self, method: str, path: str, **request: Any) -> httpx.Response:
         """One request and its answer."""
         return self.run(lambda client: client.request(method, path, **request))
+
+
+class Server(Asked):
+    def __init__(self, predictor: Predictor, **options: Any) -> None:
+        service = Service(predictor, ServeOptions(**options))
+        super().__init__(predictor, service, build_app(service))

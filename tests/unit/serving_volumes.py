@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 import gzip
 import io
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import httpx
 import nibabel
 import numpy as np
 import stub_engine
+from serving import Asked
 from volume_recipes import volume_recipe
 
 from segship.inference.predictor import Predictor
@@ -24,8 +24,6 @@ from segship.serve.options import VolumeServeOptions
 from segship.serve.volume_app import build_volume_app
 from segship.serve.volume_service import VolumeService
 
-T = TypeVar("T")
-ADDRESS = "http://127.0.0.1:8000"
 AFFINE = np.array([[0.0, 1.2, 0.0, -20.0], [-1.5, 0.0, 0.0, 30.0], [0.0, 0.0, 2.0, 5.0], [0.0, 0.0, 0.0, 1.0]])
 """axes exchanged and one of them flipped"""
 SHAPE = (14, 12, 9)
@@ -94,32 +92,10 @@ def open_volumes(path: Path, **changes: Any) -> Predictor:
     return Predictor.open(stub_volumes(path, **changes), engine=stub_engine.NAME)
 
 
-class VolumeServer:
-    """A service with its application on an event loop of its own. A context manager."""
-
+class VolumeServer(Asked):
     def __init__(self, predictor: Predictor, **options: Any) -> None:
-        self.predictor = predictor
-        self.service = VolumeService(predictor, VolumeServeOptions(**options))
-        self.app = build_volume_app(self.service)
-        self._runner = asyncio.Runner()
-
-    def __enter__(self) -> VolumeServer:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.service.close()
-        self._runner.close()
-
-    def run(self, conversation: Callable[[httpx.AsyncClient], Awaitable[T]]) -> T:
-        async def held() -> T:
-            transport = httpx.ASGITransport(self.app, raise_app_exceptions=False)
-            async with httpx.AsyncClient(transport=transport, base_url=ADDRESS, timeout=30) as client:
-                return await conversation(client)
-
-        return self._runner.run(held())
-
-    def ask(self, method: str, path: str, **request: Any) -> httpx.Response:
-        return self.run(lambda client: client.request(method, path, **request))
+        service = VolumeService(predictor, VolumeServeOptions(**options))
+        super().__init__(predictor, service, build_volume_app(service))
 
     def submit(self, *files: tuple[str, bytes], **fields: Any) -> dict[str, Any]:
         """A job that was accepted."""

@@ -90,6 +90,27 @@ def fill_network(network: nn.Module, checkpoint: Checkpoint, known: set[str], ti
     return warnings
 
 
+def seed_weights(network: nn.Module, seed: int, *, gain: float, scales: str) -> None:
+    """Seeded weights whose activations neither die out nor blow up, for the tiny networks of the contract suite.
+
+    ``gain`` is that of the convolutions' variance over their inputs; keys that end in ``scales`` lie around 1, other
+    vectors around 0.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    state = {}
+    for key, value in network.state_dict().items():
+        noise = torch.randn(value.shape, generator=generator)
+        if key.endswith("running_var"):
+            state[key] = 1 + 0.2 * noise.abs()
+        elif key.endswith("num_batches_tracked"):
+            state[key] = torch.tensor(1000)
+        elif value.ndim == 4:
+            state[key] = noise * (gain / value[0].numel()) ** 0.5
+        else:
+            state[key] = (1.0 if key.endswith(scales) else 0.0) + 0.1 * noise
+    network.load_state_dict(state)
+
+
 def _is_norm(key: str, network: nn.Module) -> bool:
     module = network.get_submodule(key.rsplit(".", 1)[0]) if "." in key else network
     return isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d)

@@ -14,13 +14,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from segship.errors import SourceError
 from segship.families import Option, OptionValue, Source
 from segship.families.checkpoint import SUFFIXES, Checkpoint, open_checkpoint
-from segship.families.common import CLASS_NAMES, INPUT_SIZE, fill_network, package_name
+from segship.families.common import CLASS_NAMES, INPUT_SIZE, fill_network, package_name, seed_weights
 from segship.families.mmseg_config import MAX_BYTES, Config
 from segship.families.mmseg_generic import OF_ANY_NETWORK, at_one_size, classes_of
 from segship.families.mmseg_keys import NotNative, Recognised, is_mmseg
@@ -319,19 +318,7 @@ def tiny() -> Source:
     head = HeadShape(kind="fcn", inputs=8, channels=8, classes=4, maps=(2,))
     shape = NetworkShape(backbone=backbone, heads=(head,))
     network = build_network(shape)
-    generator = torch.Generator().manual_seed(17)
-    state = {}
-    for key, value in network.state_dict().items():
-        noise = torch.randn(value.shape, generator=generator)
-        if key.endswith("running_var"):
-            state[key] = 1 + 0.2 * noise.abs()
-        elif key.endswith("num_batches_tracked"):
-            state[key] = torch.tensor(1000)
-        elif value.ndim == 4:
-            state[key] = noise * (2.0 / value[0].numel()) ** 0.5
-        else:
-            state[key] = (1.0 if key.endswith("bn.weight") else 0.0) + 0.1 * noise
-    network.load_state_dict(state)
+    seed_weights(network, 17, gain=2.0, scales="bn.weight")
     settings = Settings(
         mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375), grey=False, rgb=True, resize=None, pad_value=0.0, pad_multiple=1,
         pad_size=None, crop=None, stride=None, ratios=(0.5, 1.0), classes=None, reduce_zero_label=False,

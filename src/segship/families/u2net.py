@@ -10,12 +10,19 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-import torch
-
 from segship.errors import SourceError
 from segship.families import Option, OptionValue, Source
 from segship.families.checkpoint import Checkpoint
-from segship.families.common import ALL_OUTPUTS, CLASS_NAMES, INPUT_SIZE, MEAN, STD, fill_network, package_name
+from segship.families.common import (
+    ALL_OUTPUTS,
+    CLASS_NAMES,
+    INPUT_SIZE,
+    MEAN,
+    STD,
+    fill_network,
+    package_name,
+    seed_weights,
+)
 from segship.families.u2net_onnx import LOOKS_FOR_ONNX, load_onnx, recognise_onnx
 from segship.families.u2net_recipe import (
     METHODS,
@@ -124,19 +131,7 @@ def load(checkpoint: Checkpoint, options: Mapping[str, OptionValue], *, force: b
 def tiny() -> Source:
     """A narrow network of the same shape (112 blocks) with seeded weights at 64×64, for tests that run every engine."""
     network = U2NET(3, 1, all_outputs=False, widths=uniform(8, 16))
-    generator = torch.Generator().manual_seed(29)
-    state = {}
-    for key, value in network.state_dict().items():
-        noise = torch.randn(value.shape, generator=generator)
-        if key.endswith("running_var"):
-            state[key] = 1 + 0.2 * noise.abs()
-        elif key.endswith("num_batches_tracked"):
-            state[key] = torch.tensor(1000)
-        elif value.ndim == 4:
-            state[key] = noise * (1.6 / value[0].numel()) ** 0.5
-        else:
-            state[key] = (1.0 if "bn_s1.weight" in key else 0.0) + 0.1 * noise
-    network.load_state_dict(state)
+    seed_weights(network, 29, gain=1.6, scales="bn_s1.weight")
     chain = build_chain("upstream", {"input_size": (64, 64)}, 1)
     recipe = build_recipe(
         "tiny-u2net", chain, architecture="U2NET", classes=1, outputs=1, record={},

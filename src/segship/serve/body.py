@@ -91,17 +91,13 @@ class Intake:
             self._allowed = MAX_FILES * self._options.max_bytes + FORM_BYTES
         elif not raw or not (kind.startswith("image/") or kind in ("", "application/octet-stream")):
             raise _unsupported(kind, raw)
-        self._check_announced_length()
+        if announced(self._request) > self._allowed:
+            raise _too_large(self._options.max_bytes)
         request = Request(self._request.scope, _guarded(self, self._request.receive))
         try:
             return await self._form(request) if form else await self._raw(request)
         except ClientDisconnect:
             raise Gone from None
-
-    def _check_announced_length(self) -> None:
-        length = self._request.headers.get("content-length", "0")
-        if length.isdecimal() and int(length) > self._allowed:
-            raise _too_large(self._options.max_bytes)
 
     async def receive(self, receive: Receive) -> Message:
         try:
@@ -123,7 +119,7 @@ class Intake:
         data = bytearray()
         async for chunk in request.stream():
             data += chunk
-        return Upload(files={"file": _not_empty(bytes(data))}, fields=_query(self._request))
+        return Upload(files={"file": _not_empty(bytes(data))}, fields=query_words(self._request))
 
     async def _form(self, request: Request) -> Upload:
         parser = _Form(
@@ -135,7 +131,7 @@ class Intake:
         except MultiPartException as error:
             raise Refused(400, f"the form cannot be read: {error.message}", _FORM_HINT) from None
         files: dict[str, bytes] = {}
-        fields = _query(self._request)
+        fields = query_words(self._request)
         for name, value in items:
             if name in files:
                 raise Refused(400, f"the form has two parts called '{name}'", "send one picture a request")
@@ -182,7 +178,14 @@ def _not_empty(data: bytes) -> bytes:
     return data
 
 
-def _query(request: Request) -> dict[str, str]:
+def announced(request: Request) -> int:
+    """The body's length in bytes as the request's header tells it; 0 where it tells none."""
+    length = request.headers.get("content-length", "0")
+    return int(length) if length.isdecimal() else 0
+
+
+def query_words(request: Request) -> dict[str, str]:
+    """The fields in the address. Raises Refused where there are too many."""
     if len(request.query_params.multi_items()) > MAX_FIELDS:
         raise Refused(400, f"more than {MAX_FIELDS} fields in the address", "leave out what is not needed")
     return dict(request.query_params)

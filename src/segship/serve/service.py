@@ -7,8 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from segship import __version__
-from segship.engines.processor import processor
 from segship.errors import EngineError, UsageError
 from segship.inference.predictor import Predictor
 from segship.manifest import Executed, Saliency
@@ -19,6 +17,7 @@ from segship.serve.body import Held
 from segship.serve.jobs import Jobs
 from segship.serve.metrics import Metrics
 from segship.serve.options import ServeOptions
+from segship.serve.running import running
 
 _log = logging.getLogger(__name__)
 
@@ -58,22 +57,9 @@ class Service:
         self.jobs.close()
 
     def _describe(self, executed: Executed | None) -> dict[str, Any]:
-        session = self.predictor.sessions[0]
-        serving = {
-            "segship": __version__,
-            "precision": self.precision,
-            "why": self.predictor.choice.reason,
-            "engine": session.engine,
-            "engine_version": session.version,
-            "device": session.device,
-            "processor": processor().label,
-            "threads": self.predictor.options.threads,
-            "streams": self.predictor.options.streams,
-            "executed": None if executed is None else executed.model_dump(mode="json"),
-        }
         return {
             **describe(self.predictor.package),
-            "serving": serving,
+            "serving": running(self.predictor, executed) | {"streams": self.predictor.options.streams},
             "outputs": possible_outputs(self.predictor.manifest),
             "limits": self.options.limits(),
         }

@@ -12,7 +12,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Message
 
-from segship.serve.body import FORM_BYTES, MAX_FIELDS
+from segship.serve.body import FORM_BYTES, MAX_FIELDS, announced, query_words
 from segship.serve.options import VolumeServeOptions
 from segship.serve.refused import Gone, Refused
 from segship.serve.volume_orders import Sent, shown_name
@@ -84,8 +84,7 @@ class FileIntake:
             raise Refused(415, f"a body of type '{kind[:40]}' is not read here", self._hint)
         elif self._files > 1:
             raise Refused(415, f"a case of this package has {self._files} files, which need a form", self._hint)
-        length = self._request.headers.get("content-length", "0")
-        if length.isdecimal() and int(length) > self._allowed:
+        if announced(self._request) > self._allowed:
             raise _too_large(self._options.max_bytes)
         request = Request(self._request.scope, self._receive)
         try:
@@ -117,7 +116,7 @@ class FileIntake:
         return message
 
     async def _raw(self, request: Request) -> tuple[list[Sent], dict[str, str]]:
-        words = _query(self._request)
+        words = query_words(self._request)
         path = self._folder / "part_0"
         with path.open("wb") as file:
             async for chunk in request.stream():
@@ -135,7 +134,7 @@ class FileIntake:
             items = (await parser.parse()).multi_items()
         except MultiPartException as error:
             raise Refused(400, f"the form cannot be read: {error.message}", self._hint) from None
-        words = _query(self._request)
+        words = query_words(self._request)
         sent = []
         paths = iter(parser.paths)
         for name, value in items:
@@ -151,12 +150,6 @@ class FileIntake:
         if not sent:
             raise Refused(400, "the form has no part 'file'", self._hint)
         return sent, words
-
-
-def _query(request: Request) -> dict[str, str]:
-    if len(request.query_params.multi_items()) > MAX_FIELDS:
-        raise Refused(400, f"more than {MAX_FIELDS} fields in the address", "leave out what is not needed")
-    return dict(request.query_params)
 
 
 def _too_large(limit: int) -> Refused:

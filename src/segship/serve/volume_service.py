@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from segship import __version__
 from segship.engines.processor import processor
 from segship.errors import SegshipError, UsageError
 from segship.inference.predictor import Predictor
@@ -23,6 +22,7 @@ from segship.measure.inspect import describe
 from segship.serve import memory
 from segship.serve.metrics import VolumeMetrics
 from segship.serve.options import VolumeServeOptions
+from segship.serve.running import running
 from segship.serve.volume_jobs import Job, JobStore
 from segship.serve.volume_orders import READERS, Bounds, Order, first_tiles
 from segship.serve.volume_planes import Plane, count_labels, write_planes
@@ -159,26 +159,12 @@ class VolumeService:
     # ------------------------------------------------------------------------------------------------- about
 
     def _describe(self) -> dict[str, Any]:
-        session = self.predictor.sessions[0]
-        executed = self._executed()
         tiling = self.predictor.manifest.tiling
         assert tiling is not None
-        serving = {
-            "segship": __version__,
-            "precision": self.precision,
-            "why": self.predictor.choice.reason,
-            "engine": session.engine,
-            "engine_version": session.version,
-            "device": session.device,
-            "processor": processor().label,
-            "threads": self.predictor.options.threads,
-            "executed": None if executed is None else executed.model_dump(mode="json"),
-            "network_memory_bytes": self.bounds.base,
-        }
         return {
             **describe(self.predictor.package),
             "tiling": tiling.model_dump(mode="json"),
-            "serving": serving,
+            "serving": running(self.predictor, self._executed()) | {"network_memory_bytes": self.bounds.base},
             "outputs": ["labels", "preview", "planes", "probabilities"],
             "limits": self.options.limits() | {"memory_bytes": self.bounds.memory},
         }
