@@ -162,10 +162,9 @@ def quantised() -> Any:
 
 
 def test_convolutions_behind_a_concatenation_run_in_integers_on_onnx_runtime(quantised: Any, tmp_path: Path) -> None:
-    shares = [executed(graph, "onnxruntime", tmp_path, "int8").convolution_share for graph in quantised]
-    # the last of them feeds a float layer, so there is nothing behind it to fuse
+    # Counted, not timed: on a network this small a layer's share of the time is the noise of the clock.
+    # The last of them feeds a float layer, so there is nothing behind it to fuse.
     assert (_fused(quantised[0], tmp_path), _fused(quantised[1], tmp_path)) == (4, 5)
-    assert shares[1]["i8"] > shares[0].get("i8", 0.0)
 
 
 def _fused(model: Any, tmp_path: Path) -> int:
