@@ -1,7 +1,7 @@
 #pragma once
 // The manifest's preprocessing steps for pictures, and their way back: src/segship/inference/preprocess.py in C++.
 //
-// `prepare` runs the whole chain for one picture. Steps that change the geometry leave a record (`Geometry`), so that
+// `prepare` runs the whole chain for one picture. Steps that change the geometry leave a record (`GridStep`), so that
 // whatever the network answers can be put back onto the picture's own grid.
 
 #include <cstddef>
@@ -15,11 +15,11 @@
 
 namespace segship {
 
-enum class Moved { resize, pad, crop, mirror };
+enum class GridMove { resize, pad, crop, mirror };
 
 // What one step did to the grid; the offset is where the picture starts.
-struct Geometry {
-    Moved kind = Moved::resize;
+struct GridStep {
+    GridMove kind = GridMove::resize;
     Size before;
     Size after;
     Size offset;
@@ -30,7 +30,7 @@ struct Frame {
     std::string name;
     Size original;
     Size prepared;
-    std::vector<Geometry> geometry;
+    std::vector<GridStep> geometry;
     std::vector<std::string> notes;
 };
 

@@ -56,14 +56,14 @@ struct LinearTaps {
 };
 LinearTaps linear_taps(std::size_t before, std::size_t after, bool align_corners);
 
-// Pillow's resampling of one axis of a plane that lies at `first`, `first` + 1 … of what it is cut from: `outside` says
-// where the box lies, which ImageOps.fit uses; the whole axis by default.
-struct Box {
+// The part of an axis, in source pixels, that a resampling takes: all of it unless a picture is cut as well.
+struct Span {
     double low = 0;
     double high = 0;
 };
-template <typename T>
-Array<T> resize_pillow(const Array<T>& picture, Size size, bool lanczos, Box across, Box down);
+// Pillow's resampling of (H, W, C): across first, then down, rounded to the type in between.
+Array<std::uint8_t> resize_pillow(const Array<std::uint8_t>& picture, Size size, bool lanczos, Span across, Span down);
+Array<float> resize_pillow(const Array<float>& picture, Size size, bool lanczos, Span across, Span down);
 
 // Names begin with resize_, as the files that hold them.
 Picture resize_skimage(const Picture& picture, Size size, bool antialias);
