@@ -4,17 +4,26 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
-#include <numeric>
 #include <string>
 #include <utility>
 #include <vector>
+
+#include "segship/errors.hpp"
 
 namespace segship {
 
 using Shape = std::vector<std::size_t>;
 
+// How many values a shape holds. SegshipError where that is beyond any memory: sizes come from manifests and files, and
+// a product that wraps around would make a small array of a large shape.
 inline std::size_t elements(const Shape& shape) {
-    return std::accumulate(shape.begin(), shape.end(), std::size_t{1}, std::multiplies<>());
+    std::size_t count = 1;
+    for (const std::size_t side : shape) {
+        if (__builtin_mul_overflow(count, side, &count) || count > (std::size_t{1} << 46)) {
+            throw SegshipError("an array would be larger than any memory; the file or the package is damaged");
+        }
+    }
+    return count;
 }
 
 // A dense array that owns its values; the last axis is the fastest.

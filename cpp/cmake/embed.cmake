@@ -1,0 +1,12 @@
+# The text of IN as a C++ string constant NAME in OUT. String literals have a length limit, so it goes in pieces.
+file(READ ${IN} text)
+string(REGEX REPLACE "\n *" "\n" text "${text}")
+string(LENGTH "${text}" length)
+set(pieces "")
+set(start 0)
+while(start LESS length)
+    string(SUBSTRING "${text}" ${start} 8000 piece)
+    string(APPEND pieces "    R\"json(${piece})json\"\n")
+    math(EXPR start "${start} + 8000")
+endwhile()
+file(WRITE ${OUT} "// Made of ${IN} when the library is built.\n#include \"schema.hpp\"\n\nnamespace segship {\n\nextern const char* const ${NAME} =\n${pieces}    ;\n\n}  // namespace segship\n")
