@@ -513,15 +513,18 @@ class Executed(_Strict):
     rounding: Literal["activations and weights", "weights"] | None = Field(
         default=None, description="int16: what is rounded to 16 bits; the arithmetic in between is `convolution_share`"
     )
+    elsewhere: str | None = Field(
+        default=None, description="what did not run on `device`: '2 of 41 convolutions on CPUExecutionProvider'"
+    )
 
     @property
     def text(self) -> str:
-        """'i8 97 % f32 3 %' of convolution time; of int16 also what was rounded."""
+        """'i8 97 % f32 3 %' of convolution time; of int16 also what was rounded; what ran on another device."""
         parts = sorted(self.convolution_share.items(), key=lambda item: -item[1])
         shares = " ".join(f"{kind} {share:.0%}" for kind, share in parts)
-        if self.rounding is None:
-            return shares
-        return f"{shares}, weights of 16 bits" if self.rounding == "weights" else f"{shares} between 16-bit roundings"
+        if self.rounding is not None:
+            shares += ", weights of 16 bits" if self.rounding == "weights" else " between 16-bit roundings"
+        return shares if self.elsewhere is None else f"{shares}; {self.elsewhere}"
 
 
 class Fidelity(_Strict):

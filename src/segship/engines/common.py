@@ -1,7 +1,11 @@
-"""What every engine checks in the same words: options, graph file, input array; and the record of what executed."""
+"""What every engine checks in the same words: options, graph file, input array; and the record of what executed.
+
+Engines of other packages use it too: its names stay.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -10,11 +14,20 @@ import numpy as np
 
 from segship.engines import Session, SessionOptions
 from segship.engines.processor import processor
-from segship.errors import EngineError, PrecisionMissing, UsageError
+from segship.errors import DeviceMissing, EngineError, PrecisionMissing, UsageError
 from segship.manifest import Executed
 
 Shape = tuple[int | None, ...]
 """None stands for an axis that the graph leaves open."""
+
+_DEVICE_OF = {
+    "cuda": ("onnxruntime", "pytorch"),
+    **dict.fromkeys(("tensorrt", "cann", "migraphx", "directml", "coreml"), ("onnxruntime",)),
+    **dict.fromkeys(("gpu", "npu"), ("openvino",)),
+}
+_NO_MEMORY = re.compile(
+    r"out of memory|OutOfMemory|failed to allocate|bad_alloc|CL_OUT_OF_|CL_MEM_OBJECT_ALLOCATION_FAILURE", re.IGNORECASE
+)
 
 
 def check_options(engine: str, precisions: Sequence[str], options: SessionOptions) -> None:
@@ -28,6 +41,17 @@ def check_options(engine: str, precisions: Sequence[str], options: SessionOption
         raise UsageError(f"streams must be 1 or more, got {options.streams}")
     if options.threads is not None and options.threads < 1:
         raise UsageError(f"threads must be 1 or more, got {options.threads}; leave it out for the engine's own choice")
+
+
+def no_device(engine: str, asked: str, there: Iterable[str], remedy: str = "") -> DeviceMissing:
+    """The refusal of a device in one line: what was asked for, what is there, what to install or to choose instead."""
+    kind = asked.lower().partition(":")[0]
+    others = [name for name in _DEVICE_OF.get(kind, ()) if name != engine]
+    if not remedy and others and engine not in _DEVICE_OF[kind]:
+        remedy = f"'{kind}' is a device of --engine {' or '.join(others)}"
+    present = ", ".join(there)
+    remedy = remedy or (f"choose --device {present.split(', ')[0]}" if present else "see `segship doctor`")
+    return DeviceMissing(f"{engine} has no device '{asked}' here, only {present or 'none at all'}; {remedy}")
 
 
 def check_graph(graph: Path) -> None:
@@ -87,10 +111,17 @@ def check_input(engine: str, x: np.ndarray, expected: Shape) -> np.ndarray:
     return np.ascontiguousarray(x)
 
 
-def run_failed(engine: str, x: np.ndarray, error: Exception) -> EngineError:
+def run_failed(engine: str, x: np.ndarray, error: Exception, device: str = "cpu") -> EngineError:
+    where = "" if device.lower() == "cpu" else f" on {device}"
+    if _NO_MEMORY.search(f"{type(error).__name__}: {error}"):
+        return EngineError(
+            f"{engine}: no memory left{where} for an input of shape {show_shape(x.shape)} ({last_line(error)}); "
+            "run smaller batches or sizes, fewer streams, or another device"
+        )
+    other = ", or try `--device cpu`" if where else ""
     return EngineError(
-        f"{engine}: failed on an input of shape {show_shape(x.shape)} ({last_line(error)}); if other sizes work, "
-        "this one does not fit the network: resize or pad it"
+        f"{engine}: failed{where} on an input of shape {show_shape(x.shape)} ({last_line(error)}); if other sizes work, "
+        f"this one does not fit the network: resize or pad it{other}"
     )
 
 
@@ -126,10 +157,12 @@ def executed_record(
     evidence: Literal["profile", "settings"],
     *,
     rounds_activations: bool = False,
+    elsewhere: str | None = None,
 ) -> Executed:
     """``rounds_activations``: of int16, whether the engine's own graph still rounds what flows between layers.
 
     The weights of an int16 graph are whole numbers of 16 bits in its file, so every engine has them rounded.
+    ``elsewhere``: which convolutions did not run on the session's device, in words; None where all did.
     """
     rounding: Literal["activations and weights", "weights"] | None = None
     if session.options.precision == "int16":
@@ -142,4 +175,5 @@ def executed_record(
         convolution_share=dict(share),
         evidence=evidence,
         rounding=rounding,
+        elsewhere=elsewhere,
     )
