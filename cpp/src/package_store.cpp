@@ -153,7 +153,7 @@ public:
                     throw PackageError(root_ + ": " + entry.path().filename().string() +
                                        " is a link; packages hold plain files only");
                 }
-                if (entry.is_regular_file()) found.push_back(fs::relative(entry.path(), root_).generic_string());
+                if (entry.is_regular_file()) found.push_back(entry.path().lexically_relative(root_).generic_string());
                 if (found.size() > MAX_FILES) throw PackageError(root_ + ": more files than a package has");
             }
         } catch (const fs::filesystem_error& error) {

@@ -1,0 +1,18 @@
+#pragma once
+// Instance normalisation over many values, summed so that float32 suffices: src/segship/engines/openvino_norms.py in C++.
+
+#include <memory>
+#include <string>
+
+#include <openvino/core/model.hpp>
+
+namespace segship {
+
+// Whether an ONNX file names such a node; looks at its beginning alone.
+bool has_instance_norm(const std::string& graph);
+
+// Replace the normalisations over at least 2^17 values a channel: OpenVINO's kernel adds them one after the other, and over
+// a window of 128^3 voxels the variance is then wrong in its third digit. Returns how many.
+std::size_t split_means(const std::shared_ptr<ov::Model>& model);
+
+}  // namespace segship
