@@ -1,4 +1,4 @@
-#include "members.hpp"
+#include "networks.hpp"
 
 #include <algorithm>
 #include <cstring>
