@@ -26,6 +26,8 @@ struct OutputOptions {
     bool rgb_mask = false;
     // mask: an indexed PNG with the manifest's colours
     bool palette = false;
+    // mask as .npz: the probabilities too
+    bool probabilities = false;
 
     bool has_threshold() const { return threshold >= 0; }
     bool is_label_kind() const { return kind == "ids" || kind == "color" || kind == "cityscapes"; }

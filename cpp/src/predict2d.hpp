@@ -6,10 +6,10 @@
 #include <cstdint>
 #include <optional>
 #include <string>
-#include <variant>
 #include <vector>
 
 #include "array.hpp"
+#include "decode2d.hpp"
 #include "image.hpp"
 #include "json.hpp"
 #include "options2d.hpp"
@@ -30,9 +30,6 @@ struct Run2d {
     // Keep "read", "preprocessed", "network" and "decoded".
     bool stages = false;
 };
-
-// A saliency map: 0..255 or 0..1, as the manifest writes it.
-using SaliencyMap = std::variant<Array<std::uint8_t>, Array<float>>;
 
 // What the network says about one picture, on the picture's own grid (or the network's). Each answer is computed when it
 // is first asked for.
