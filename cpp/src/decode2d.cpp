@@ -207,6 +207,16 @@ SaliencyMap saliency_map(const Array<float>& raw, const Json& decode, const Fram
         [&](auto& map) -> SaliencyMap { return first_plane(restore(as_planes(std::move(map)), *frame, method)); }, decided);
 }
 
+Array<std::uint8_t> levels_of(const SaliencyMap& map) {
+    if (const auto* levels = std::get_if<Array<std::uint8_t>>(&map)) return *levels;
+    const auto& values = std::get<Array<float>>(map);
+    Array<std::uint8_t> out(values.shape);
+    std::transform(values.data.begin(), values.data.end(), out.data.begin(), [](float value) {
+        return static_cast<std::uint8_t>(std::nearbyint(std::min(std::max(value, 0.0F), 1.0F) * 255.0F));
+    });
+    return out;
+}
+
 std::vector<Json> class_labels(const Json& recipe) {
     const auto count = field<std::size_t>(field<Json>(field<Json>(recipe, "network"), "outputs").at(0), "channels");
     const auto labels = field<std::vector<Json>>(recipe, "labels");

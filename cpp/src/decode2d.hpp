@@ -38,6 +38,8 @@ Array<std::uint16_t> argmax_index(const Array<float>& raw, const Json& decode, c
 Array<std::uint16_t> region_labels(const Array<std::uint8_t>& masks, const std::vector<int>& order);
 // (H, W) by the manifest's polarity, min-max and rounding rules.
 SaliencyMap saliency_map(const Array<float>& raw, const Json& decode, const Frame* frame, bool activated);
+// A map of 0..1 as 0..255, rounded; grey levels stay as they are.
+Array<std::uint8_t> levels_of(const SaliencyMap& map);
 // The label of each output channel of a threshold, regions or argmax network, in channel order.
 std::vector<Json> class_labels(const Json& recipe);
 

@@ -83,6 +83,14 @@ void check_options(const OutputOptions& options) {
     if (options.cutout_style != "straight" && options.cutout_style != "rembg") {
         throw UsageError("cutout_style is one of straight, rembg, not '" + options.cutout_style + "'");
     }
+    for (int level : {options.foreground_threshold, options.background_threshold}) {
+        if (level < 0 || level > 255) {
+            throw UsageError("matting's thresholds are mask levels of 0..255, got " + std::to_string(level));
+        }
+    }
+    if (options.erode < 0) {
+        throw UsageError("erode is a number of pixels, 0 or more, got " + std::to_string(options.erode));
+    }
     if (options.threshold > 1) throw UsageError("threshold lies in 0..1, got " + std::to_string(options.threshold));
 }
 

@@ -17,6 +17,12 @@ struct OutputOptions {
     // Decide at this value (0..1, strictly above); below 0: the package's own decision.
     double threshold = -1;
     bool clean_mask = false;
+    // Estimate hair-fine alpha and the object's own colours: mask levels above the first are surely the object, below the
+    // second surely not, and what lies between is estimated; both sure areas are shrunk by a square of side `erode` first.
+    bool matting = false;
+    int foreground_threshold = 240;
+    int background_threshold = 10;
+    int erode = 10;
     // composite: RGBA, or a picture uint8 (h, w, 3) RGB that is resized to cover.
     std::array<std::uint8_t, 4> background{255, 255, 255, 255};
     Array<std::uint8_t> background_picture;
@@ -31,7 +37,11 @@ struct OutputOptions {
 
     bool has_threshold() const { return threshold >= 0; }
     bool is_label_kind() const { return kind == "ids" || kind == "color" || kind == "cityscapes"; }
-    bool needs_picture() const { return kind == "cutout" || kind == "composite" || kind == "overlay"; }
+    // rembg ignores matting where only the mask is wanted.
+    bool estimates_alpha() const {
+        return matting && kind != "overlay" && !is_label_kind() && !(kind == "mask" && cutout_style == "rembg");
+    }
+    bool needs_picture() const { return (kind != "mask" && !is_label_kind()) || estimates_alpha(); }
 };
 
 // UsageError for values that mean nothing.

@@ -6,11 +6,11 @@
 #include <utility>
 
 #include "average2d.hpp"
+#include "cutout2d.hpp"
 #include "errors.hpp"
 #include "postprocess2d.hpp"
 #include "tiling2d.hpp"
 #include "views2d.hpp"
-#include "writers2d.hpp"
 
 namespace segship {
 namespace {
@@ -28,17 +28,6 @@ Json without_variants(const Json& manifest) {
 template <typename From>
 Array<float> floats_of(const Array<From>& array) {
     return {array.shape, {array.data.begin(), array.data.end()}};
-}
-
-// A map of 0..1 as 0..255, rounded; grey levels stay as they are.
-Array<std::uint8_t> levels_of(const SaliencyMap& map) {
-    if (const auto* levels = std::get_if<Array<std::uint8_t>>(&map)) return *levels;
-    const auto& values = std::get<Array<float>>(map);
-    Array<std::uint8_t> out(values.shape);
-    std::transform(values.data.begin(), values.data.end(), out.data.begin(), [](float value) {
-        return static_cast<std::uint8_t>(std::nearbyint(std::min(std::max(value, 0.0F), 1.0F) * 255.0F));
-    });
-    return out;
 }
 
 std::vector<double> smoothing(const Json& recipe) {
