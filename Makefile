@@ -1,6 +1,8 @@
 # make demo    set up, then the main job on a real image set, ending in a report to open
 # make test    set up, then all tests
 # make check   format, lint, types and the fast tests: before every commit
+# make cpp     the C++ runner, cpp/build/segship-run (docs/cpp.md lists the Debian packages it needs)
+# make test-cpp  the C++ runner beside Python, stage by stage; test-cpp-sanitized the same under sanitizers, fuzz-cpp fuzzes it
 # make interop environments of their own for the programs that the benchmarks stand beside (.interop/)
 # make interop-mmseg  MMSegmentation beside segship (.interop/mmseg), and which of its architectures become packages
 #
@@ -13,7 +15,14 @@ DATA ?=
 BIN = $(VENV)/bin
 SETUP = $(VENV)/.ready
 
-.PHONY: setup demo test check format docs interop interop-mmseg clean
+# OpenVINO for the C++ runner: the pip wheel's, or the cmake folder of a system install.
+OPENVINO_DIR ?= $(shell $(BIN)/python -c 'from openvino.utils import get_cmake_path; print(get_cmake_path())' 2>/dev/null)
+CPP_BUILD ?= cpp/build
+FUZZ_SECONDS ?= 60
+CPP_CONFIGURE = cmake -S cpp -DOpenVINO_DIR=$(OPENVINO_DIR)
+SANITIZED = ASAN_OPTIONS=detect_leaks=0:alloc_dealloc_mismatch=0 UBSAN_OPTIONS=print_stacktrace=1
+
+.PHONY: setup demo test check format docs interop interop-mmseg clean cpp test-cpp test-cpp-sanitized fuzz-cpp
 
 setup: $(SETUP)
 
@@ -28,7 +37,7 @@ demo: $(SETUP)
 	$(BIN)/python benchmarks/demo.py --out $(OUT) $(if $(DATA),--data $(DATA),)
 
 test: $(SETUP)
-	$(BIN)/python -m pytest -q tests
+	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile tests
 
 check: $(SETUP)
 	$(BIN)/ruff format --check src tests benchmarks
@@ -60,5 +69,23 @@ interop-mmseg: .interop/mmseg/.ready
 	.interop/mmseg/bin/python -m pip install -q --no-deps -r $<
 	@touch $@
 
+cpp: $(if $(OPENVINO_DIR),,$(SETUP))
+	$(CPP_CONFIGURE) -B $(CPP_BUILD)
+	cmake --build $(CPP_BUILD) --parallel
+
+test-cpp: $(SETUP) cpp
+	SEGSHIP_REQUIRE_CPP=1 SEGSHIP_RUN=$(CPP_BUILD)/segship-run $(BIN)/python -m pytest -q tests/cpp
+
+test-cpp-sanitized: $(SETUP)
+	$(CPP_CONFIGURE) -B $(CPP_BUILD)/sanitized -DSEGSHIP_SANITIZE=ON -DCMAKE_BUILD_TYPE=RelWithDebInfo
+	cmake --build $(CPP_BUILD)/sanitized --parallel
+	$(SANITIZED) SEGSHIP_REQUIRE_CPP=1 SEGSHIP_RUN=$(CPP_BUILD)/sanitized/segship-run $(BIN)/python -m pytest -q tests/cpp -m 'not slow'
+
+fuzz-cpp: $(if $(OPENVINO_DIR),,$(SETUP))
+	$(CPP_CONFIGURE) -B $(CPP_BUILD)/fuzz -DSEGSHIP_FUZZ=ON -DCMAKE_BUILD_TYPE=RelWithDebInfo -DCMAKE_C_COMPILER=clang -DCMAKE_CXX_COMPILER=clang++
+	cmake --build $(CPP_BUILD)/fuzz --parallel
+	cd $(CPP_BUILD)/fuzz && for target in package manifest nifti image; do \
+		mkdir -p corpus/$$target && $(SANITIZED) ./fuzz_$$target -max_total_time=$(FUZZ_SECONDS) -max_len=65536 -print_final_stats=1 corpus/$$target || exit 1; done
+
 clean:
-	rm -rf $(VENV) out build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) $(CPP_BUILD) out build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -29,6 +29,7 @@ inline std::size_t elements(const Shape& shape) {
 // A dense array that owns its values; the last axis is the fastest.
 template <typename T>
 struct Array {
+    using value_type = T;
     Shape shape;
     std::vector<T> data;
 

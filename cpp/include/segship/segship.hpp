@@ -1,7 +1,9 @@
 #pragma once
 // Run a .segship package from C++: pictures and volumes in, labels on their own grid out, from the manifest alone.
 //
-//     segship::Model model("nuclei.segship", {.precision = "int8", .threads = 2});   // C++20; set fields one by one in C++17
+//     segship::Options options;
+//     options.precision = "int8";
+//     segship::Model model("nuclei.segship", options);
 //     segship::Prediction result = model.predict("cell.png");
 //     result.labels;                          // (H, W) ids, on the picture's own grid
 //     result.save("cell_mask.png");
@@ -126,10 +128,8 @@ public:
     const std::string& precision() const;
     const std::string& why() const;
 
-    class Inner;
-    Inner& inner() const { return *inner_; }
-
 private:
+    class Inner;
     std::unique_ptr<Inner> inner_;
 };
 

@@ -1,0 +1,232 @@
+// Pictures to files: reading, inference and writing of several pictures overlap, each on a thread of its own.
+
+#include <algorithm>
+#include <atomic>
+#include <filesystem>
+#include <iostream>
+#include <set>
+#include <thread>
+
+#include <unistd.h>
+
+#include "errors.hpp"
+#include "files.hpp"
+#include "inputs.hpp"
+#include "model_pictures.hpp"
+#include "npy.hpp"
+#include "processor.hpp"
+#include "runs.hpp"
+#include "summary.hpp"
+#include "writers2d.hpp"
+
+namespace fs = std::filesystem;
+
+namespace segship {
+
+namespace {
+
+constexpr std::size_t MANY = 4;        // from so many pictures on, two inferences in flight gain more than opening both costs
+constexpr std::size_t LARGE = 1 << 20;  // pixels of one input from which on one inference fills the processor
+constexpr const char* PIPE = "-";
+
+struct Job {
+    std::string path;
+    std::string name;  // of the results, without suffix
+};
+
+int streams_for(const Arguments& arguments, std::size_t inputs, const Json& manifest) {
+    if (arguments.streams_given) return arguments.options.streams;
+    return inputs >= MANY && processor().cores > 1 && pixels_at_once(manifest) <= LARGE ? 2 : 1;
+}
+
+std::vector<Job> jobs_of(const Arguments& arguments) {
+    const std::vector<std::string> paths = find_inputs(arguments.inputs);
+    const std::vector<std::string> names = output_names(paths);
+    std::vector<Job> jobs;
+    for (std::size_t i = arguments.part_id; i < paths.size(); i += arguments.num_parts) jobs.push_back({paths[i], names[i]});
+    return jobs;
+}
+
+std::string result_path(const Arguments& arguments, const Job& job) {
+    return (fs::path(arguments.out) / (job.name + "." + arguments.format)).string();
+}
+
+void refuse_overwriting(const Arguments& arguments, const std::vector<Job>& jobs, const Json& manifest) {
+    std::set<std::string> sources;
+    for (const Job& job : jobs) sources.insert(real_path(job.path));
+    const auto classes = manifest.at("network").at("outputs").at(0).at("channels").get<std::size_t>();
+    for (const Job& job : jobs) {
+        const std::string result = real_path(result_path(arguments, job));
+        std::vector<std::string> paths{result};
+        for (std::size_t k = 0; k < std::min<std::size_t>(classes, 1024); ++k) paths.push_back(class_path(result, k));
+        for (const std::string& path : paths) {
+            if (sources.count(path) == 0) continue;
+            throw UsageError("the result of " + job.path + " would overwrite the input " + path + "; choose another folder with -o");
+        }
+    }
+}
+
+Keep kept_of(const OutputOptions& output) {
+    return {output.needs_picture(), output.needs_picture() && output.cutout_style == "rembg"};
+}
+
+Run2d run_of(const Arguments& arguments) {
+    Run2d run;
+    run.batch = arguments.options.batch;
+    run.tta = arguments.tta;
+    run.tta_ratios = arguments.tta_ratios;
+    run.grid = arguments.grid;
+    run.stages = !arguments.stages.empty();
+    return run;
+}
+
+void write_probabilities(const Arguments& arguments, const Prediction2d& found, const std::string& name) {
+    const std::string folder = (fs::path(arguments.out) / "probabilities").string();
+    const Array<float> maps = found.probabilities();
+    if (arguments.probabilities) {
+        Npz npz;
+        npz.add("probabilities", maps);
+        return npz.save((fs::path(folder) / (name + ".npz")).string());
+    }
+    const std::string path = (fs::path(folder) / (name + ".png")).string();
+    for (std::size_t k = 0; k < maps.shape[0]; ++k) {
+        const Array<float> one({maps.shape[1], maps.shape[2]}, {maps.at(k), maps.at(k) + maps.stride(0)});
+        write_probability_png(maps.shape[0] == 1 ? path : class_path(path, k), one);
+    }
+}
+
+// The notes about one picture that was predicted and written.
+std::vector<std::string> do_one(const Opened& model, const Arguments& arguments, const Job& job) {
+    const Image picture = read_picture(model, job.path, kept_of(arguments.output));
+    const Prediction2d found = predict_picture(model, picture, run_of(arguments));
+    OutputOptions output = arguments.output;
+    output.probabilities = arguments.probabilities && arguments.format == "npz";
+    save(found, result_path(arguments, job), output);
+    if ((arguments.probabilities && arguments.format != "npz") || arguments.probability_images) {
+        write_probabilities(arguments, found.decided(output), job.name);
+    }
+    if (!arguments.stages.empty()) write_stages(found, (fs::path(arguments.stages) / (job.name + ".npz")).string());
+    return found.notes();
+}
+
+// Every input is done or its failure is noted; an OutputError ends the run, as the next file would fare no better.
+class Work {
+public:
+    Work(const Opened& model, const Arguments& arguments, const std::vector<Job>& jobs, Summary& summary)
+        : model_(model), arguments_(arguments), jobs_(jobs), summary_(summary) {}
+
+    void on_threads(std::size_t count) {
+        std::vector<std::thread> threads;
+        for (std::size_t i = 0; i < count; ++i) threads.emplace_back([this] { loop(); });
+        for (std::thread& thread : threads) thread.join();
+        if (failure_) std::rethrow_exception(failure_);
+    }
+
+private:
+    const Opened& model_;
+    const Arguments& arguments_;
+    const std::vector<Job>& jobs_;
+    Summary& summary_;
+    std::atomic<std::size_t> next_{0};
+    std::atomic<bool> ended_{false};
+    std::mutex guard_;
+    std::exception_ptr failure_;
+
+    void loop() {
+        for (std::size_t i = next_++; i < jobs_.size() && !ended_ && !interrupted(); i = next_++) {
+            const Job& job = jobs_[i];
+            try {
+                summary_.done(i, job.path, do_one(model_, arguments_, job));
+            } catch (const OutputError&) {
+                end();
+            } catch (const SegshipError& error) {
+                summary_.failed(i, job.path, error.what());
+            } catch (const std::bad_alloc&) {
+                summary_.failed(i, job.path, job.path + " does not fit into this machine's memory; cut it into tiles");
+            } catch (const std::exception&) {
+                end();
+            }
+        }
+    }
+
+    void end() {
+        const std::lock_guard<std::mutex> lock(guard_);
+        if (!failure_) failure_ = std::current_exception();
+        ended_ = true;
+    }
+};
+
+// One picture from a file or stdin to stdout; only its bytes are written there.
+int through_pipe(const Arguments& arguments, std::unique_ptr<Package> package) {
+    if (arguments.out != PIPE) {
+        throw UsageError("the image from stdin is written to stdout; say -o - and redirect: -o - > mask.png");
+    }
+    if (arguments.inputs.size() != 1) throw UsageError("-o - writes one image, so it takes one input: a file, or - for stdin");
+    if (arguments.json || arguments.probabilities || arguments.probability_images || !arguments.stages.empty() ||
+        arguments.format != "png") {
+        throw UsageError("-o - writes one PNG and nothing beside it; name a folder for more");
+    }
+    if (isatty(STDOUT_FILENO) == 1) throw UsageError("-o - would write a PNG to the terminal; redirect it: -o - > mask.png");
+    const bool from_stdin = arguments.inputs[0] == PIPE;
+    std::string path = "/dev/stdin";
+    if (!from_stdin) {
+        const std::vector<std::string> paths = find_inputs(arguments.inputs);
+        if (paths.size() != 1) {
+            throw UsageError("-o - writes one image, and there are " + std::to_string(paths.size()) + " inputs; name a folder with -o");
+        }
+        path = paths[0];
+    }
+    check_output(package->manifest(), arguments.output);
+    const std::unique_ptr<Opened> model = open_model(std::move(package), arguments.options);
+    const ImageLimits limits{arguments.options.max_pixels, arguments.options.max_bytes};
+    const std::string name = from_stdin ? "stdin" : fs::path(path).filename().string();
+    const Image picture = read_image_bytes(read_file(path, limits.max_bytes), model->manifest().at("input"), name, limits,
+                                           kept_of(arguments.output));
+    const Rendered drawn = render(predict_picture(*model, picture, run_of(arguments)), arguments.output);
+    const Bytes bytes = drawn.encode();
+    if (std::fwrite(bytes.data(), 1, bytes.size(), stdout) != bytes.size() || std::fflush(stdout) != 0) {
+        throw OutputError("stdout cannot be written: " + last_failure());
+    }
+    for (const std::string& note : drawn.notes) {
+        if (!arguments.quiet) std::cerr << "note: " << name << ": " << note << "\n";
+    }
+    return 0;
+}
+
+}  // namespace
+
+void make_output_folder(const std::string& folder) {
+    std::error_code failed;
+    fs::create_directories(folder, failed);
+    if (!failed && fs::is_directory(folder, failed)) return;
+    const std::string why = failed ? failed.message() : "a file is in the way";
+    throw OutputError("cannot write into " + folder + ": " + why + "; choose another folder with -o");
+}
+
+int run_pictures(const Arguments& arguments, std::unique_ptr<Package> package) {
+    if (!arguments.for_volumes.empty()) {
+        throw UsageError(arguments.for_volumes.front() + " is for packages of volumes, and this one takes pictures");
+    }
+    const bool piped = arguments.out == PIPE ||
+                       std::find(arguments.inputs.begin(), arguments.inputs.end(), PIPE) != arguments.inputs.end();
+    if (piped) return through_pipe(arguments, std::move(package));
+    const Json& manifest = package->manifest();
+    check_output(manifest, arguments.output);
+    const std::vector<Job> jobs = jobs_of(arguments);
+    refuse_overwriting(arguments, jobs, manifest);
+    Options options = arguments.options;
+    options.streams = streams_for(arguments, jobs.size(), manifest);
+    Summary summary(arguments, jobs.size(), "images");
+    const std::unique_ptr<Opened> model = open_model(std::move(package), options);
+    if (arguments.options.precision == "auto" && !arguments.quiet) {
+        std::cerr << model->choice.precision << ": " << model->choice.reason << "\n";
+    }
+    make_output_folder(arguments.out);
+    // While one picture is in the engine, others are read and written.
+    const std::size_t beside = std::min<std::size_t>(processor().cores, 4);
+    const std::size_t threads = std::min(jobs.size(), static_cast<std::size_t>(options.streams) + beside);
+    Work(*model, arguments, jobs, summary).on_threads(threads);
+    return summary.tell();
+}
+
+}  // namespace segship
