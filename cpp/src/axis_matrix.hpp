@@ -1,0 +1,31 @@
+#pragma once
+// One axis of a resampling as a matrix with few entries a row, and its product with arrays.
+
+#include <cstddef>
+#include <vector>
+
+#include "resample.hpp"
+
+namespace segship {
+
+// Row o: output sample o is the sum of `count[o]` source samples from `first[o]` on, weighted.
+struct AxisMatrix {
+    std::vector<std::size_t> first, count, start;  // start: where the row's weights begin
+    std::vector<float> weights;
+    std::size_t rows() const { return first.size(); }
+};
+
+// Orders 1 and 3 of the spline rules. Raises PackageError for another order.
+AxisMatrix axis_matrix(std::size_t before, std::size_t after, int order);
+
+// (outer, before, inner) to (outer, after, inner): the matrix along the middle axis.
+void apply_matrix(const AxisMatrix& matrix, const float* x, std::size_t outer, std::size_t before, std::size_t inner, float* out);
+
+// The same for torch's linear rule: a(1 - w) + bw in float32, to the last bit.
+void apply_taps(const LinearTaps& taps, const float* x, std::size_t outer, std::size_t before, std::size_t inner, float* out);
+
+// The same taking whole samples.
+void apply_index(const std::vector<std::size_t>& index, const float* x, std::size_t outer, std::size_t before,
+                 std::size_t inner, float* out);
+
+}  // namespace segship
