@@ -9,10 +9,12 @@
 #include <opencv2/imgcodecs.hpp>
 #include <opencv2/imgproc.hpp>
 
+#include "codecs.hpp"
 #include "containers.hpp"
 #include "errors.hpp"
 #include "files.hpp"
-#include "jpeg_cmyk.hpp"
+#include "jpeg_file.hpp"
+#include "png_file.hpp"
 
 namespace segship {
 
@@ -52,7 +54,7 @@ cv::Mat decode_opencv(const std::string& data, int flags, const Container& conta
     cv::Mat pixels;
     try {
         const cv::Mat bytes(1, static_cast<int>(data.size()), CV_8U, const_cast<char*>(data.data()));
-        pixels = cv::imdecode(bytes, flags);
+        pixels = codecs::imdecode(bytes, flags);
     } catch (const cv::Exception& error) {
         throw InputError(name + ": OpenCV refuses this " + container.format + " (" + error.err +
                          "); its own limits are raised with the environment variables OPENCV_IO_MAX_IMAGE_PIXELS, _WIDTH and "
@@ -97,23 +99,29 @@ cv::Mat high_bytes(const cv::Mat& wide) {
     return narrow;
 }
 
+// As cv2.imdecode gives it: one plane, or three in the order B, G, R.
+cv::Mat decode_like_opencv(const std::string& data, bool grey, const Container& container, const std::string& name) {
+    if (container.format == "PNG") return decode_png(data, grey ? PngPlanes::grey : PngPlanes::bgr, name);
+    if (container.format == "JPEG" && container.colour != 4) {
+        return decode_jpeg(data, grey ? JpegPlanes::grey : JpegPlanes::bgr, name);
+    }
+    const int flags = (grey ? cv::IMREAD_GRAYSCALE : cv::IMREAD_COLOR) | cv::IMREAD_IGNORE_ORIENTATION;
+    return decode_opencv(data, flags, container, name);
+}
+
 Decoded by_opencv(const std::string& data, const Rules& rules, const Container& container, const std::string& name) {
     const bool grey = rules.reader == "opencv:grey";
-    const int flags = (grey ? cv::IMREAD_GRAYSCALE : cv::IMREAD_COLOR) | cv::IMREAD_IGNORE_ORIENTATION;
     Decoded found;
-    found.pixels = decode_opencv(data, flags, container, name);
+    found.pixels = decode_like_opencv(data, grey, container, name);
     if (container.format != "TIFF" && rules.apply_rotation) found.pixels = turned(found.pixels, container.orientation);
     found.order = grey ? "grey" : "bgr";
     return found;
 }
 
-// The file as it is, in Pillow's terms: bit depth kept where grey, 8 bits where coloured, RGB(A).
-Decoded by_pillow(const std::string& data, const Container& container, bool apply_rotation, const std::string& name) {
-    Decoded found;
-    if (container.format == "JPEG" && container.colour == 4) {
-        found.pixels = turned_by_rules(decode_cmyk_jpeg(data, name), container, apply_rotation);
-        return found;
-    }
+// The other formats by OpenCV, in Pillow's order of planes: grey, RGB or RGBA.
+cv::Mat decode_like_pillow(const std::string& data, const Container& container, const std::string& name) {
+    if (container.format == "PNG") return decode_png(data, PngPlanes::stored, name);
+    if (container.format == "JPEG") return decode_jpeg(data, JpegPlanes::rgb, name);
     cv::Mat pixels = decode_opencv(data, cv::IMREAD_UNCHANGED, container, name);
     if (pixels.depth() == CV_64F) pixels.convertTo(pixels, CV_32F);
     if (pixels.depth() != CV_8U && pixels.depth() != CV_16U && pixels.depth() != CV_32F) {
@@ -123,32 +131,26 @@ Decoded by_pillow(const std::string& data, const Container& container, bool appl
     if (pixels.channels() == 2 || pixels.channels() > 4) {
         throw InputError(name + " has " + std::to_string(pixels.channels()) + " planes; give grey, RGB or RGBA");
     }
-    found.has_alpha = pixels.channels() == 4;
+    if (container.palette && pixels.channels() == 1) cv::cvtColor(pixels, pixels, cv::COLOR_GRAY2BGR);
     if (pixels.channels() == 3) cv::cvtColor(pixels, pixels, cv::COLOR_BGR2RGB);
     if (pixels.channels() == 4) cv::cvtColor(pixels, pixels, cv::COLOR_BGRA2RGBA);
-    found.boolean = container.bits == 1 && pixels.channels() == 1 && !container.palette;
-    if (found.boolean) pixels = (pixels != 0) / 255;
-    if (container.palette && pixels.channels() == 1) cv::cvtColor(pixels, pixels, cv::COLOR_GRAY2RGB);
-    found.pixels = turned_by_rules(pixels, container, apply_rotation);
+    return pixels;
+}
+
+// The file as it is, in Pillow's terms: bit depth kept where grey, 8 bits where coloured.
+Decoded by_pillow(const std::string& data, const Container& container, bool apply_rotation, const std::string& name) {
+    Decoded found;
+    found.pixels = turned_by_rules(decode_like_pillow(data, container, name), container, apply_rotation);
+    found.has_alpha = found.pixels.channels() == 4;
+    found.boolean = container.bits == 1 && found.pixels.channels() == 1 && !container.palette;
+    if (found.boolean) found.pixels = (found.pixels != 0) / 255;
     return found;
 }
 
-bool is_grey_with_alpha(const Container& container) {
-    return (container.format == "PNG" && container.colour == 4) || (container.format == "TIFF" && container.colour == 2);
-}
-
-// Planes that the rules leave: alpha kept only where they say so, and grey beside alpha is one plane.
-void drop_planes(Decoded& found, const Rules& rules, const Container& container) {
-    if (found.pixels.channels() != 4) return;
-    const bool colours_with_alpha = !container.palette && !is_grey_with_alpha(container);
-    if (rules.reader == "skimage" && rules.keeps_alpha && colours_with_alpha) return;
-    if (is_grey_with_alpha(container)) {
-        cv::Mat plane;
-        cv::extractChannel(found.pixels, plane, 0);
-        found.pixels = plane;
-    } else {
-        cv::cvtColor(found.pixels, found.pixels, cv::COLOR_RGBA2RGB);
-    }
+// Alpha is kept only where the rules say so.
+void drop_alpha(Decoded& found, const Rules& rules) {
+    if (!found.has_alpha || (rules.reader == "skimage" && rules.keeps_alpha)) return;
+    cv::cvtColor(found.pixels, found.pixels, cv::COLOR_RGBA2RGB);
 }
 
 // uint8 of uint16 (its high byte) or of 0/1; InputError for floats.
@@ -257,10 +259,13 @@ cv::Mat colours_of_grey(const std::string& data, const Rules& rules, const Conta
 }
 
 void keep_alpha(Image& image, const std::string& data, const Rules& rules, const Container& container) {
-    Decoded whole = by_pillow(data, container, rules.apply_rotation, image.name);
-    if (!whole.has_alpha) return;
+    if (container.format == "JPEG") return;
+    cv::Mat whole = container.format == "PNG" ? decode_png(data, PngPlanes::rgba, image.name)
+                                              : decode_like_pillow(data, container, image.name);
+    if (whole.channels() != 4) return;
+    whole = turned_by_rules(whole, container, rules.apply_rotation);
     cv::Mat plane;
-    cv::extractChannel(whole.pixels, plane, 3);
+    cv::extractChannel(whole, plane, 3);
     Array<std::uint8_t> alpha = as_array<std::uint8_t>(plane);
     alpha.shape.pop_back();
     if (alpha.shape == Shape{image.height(), image.width()}) image.alpha = std::move(alpha);
@@ -282,7 +287,7 @@ Image read_image_bytes(const std::string& data, const Json& spec, const std::str
         found = by_opencv(data, rules, container, name);
     } else {
         found = by_pillow(data, container, rules.apply_rotation, name);
-        drop_planes(found, rules, container);
+        drop_alpha(found, rules);
         if (rules.eight_bit()) to_8_bit(found, name);
         if (found.pixels.channels() == 1) found.order = "grey";
     }
