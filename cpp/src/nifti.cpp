@@ -148,6 +148,10 @@ NiftiFile read_checked(ByteSource& source, const VolumeLimits& limits, const std
 
 }  // namespace
 
+void to_floats(const NiftiHeader& header, const std::uint8_t* bytes, std::size_t count, float* into) {
+    converter(header.datatype)(bytes, count, header, into);
+}
+
 NiftiFile read_nifti(ByteSource& source, const VolumeLimits& limits, const std::string& name) {
     try {
         return read_checked(source, limits, name);

@@ -33,6 +33,9 @@ struct NiftiHeader {
 // The header from a file's first bytes (544 of them, or all). Raises InputError.
 NiftiHeader parse_header(const std::vector<std::uint8_t>& first, const std::string& name);
 
+// `count` numbers of the header's type and byte order, slope and intercept applied in double precision, as float.
+void to_floats(const NiftiHeader& header, const std::uint8_t* bytes, std::size_t count, float* into);
+
 struct NiftiFile {
     NiftiHeader header;
     // The last axis first (C order): slope and intercept applied in double precision, then rounded once.

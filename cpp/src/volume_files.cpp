@@ -17,7 +17,7 @@
 namespace segship {
 namespace {
 
-const char* const kSuffixes[] = {".nii.gz", ".nii", ".png", ".bmp", ".tif", ".tiff"};
+const char* const kSuffixes[] = {".nii.gz", ".nii", ".nrrd", ".mha", ".png", ".bmp", ".tif", ".tiff"};
 
 // Of the case as it was read, where its axes were turned; none where they stayed the file's.
 std::optional<Affine> turned_affine_of(const Geometry& geometry) {
@@ -152,7 +152,7 @@ std::vector<std::string> save_volume(const VolumePrediction& found, const Json& 
         if (ends_with(small, suffix)) return write_labels(path, found.labels, found.label_bits, found.volume);
     }
     throw OutputError(std::filesystem::path(path).filename().string() +
-                      ": labels of a volume are kept as .nii.gz, .nii, .png, .bmp, .tif, .tiff or .npz");
+                      ": labels of a volume are kept as .nii.gz, .nii, .nrrd, .mha, .png, .bmp, .tif, .tiff or .npz");
 }
 
 std::vector<std::string> write_case(const VolumePrediction& found, const Json& manifest, const std::string& folder,

@@ -7,10 +7,12 @@
 #include <fstream>
 #include <iterator>
 
-#include <opencv2/imgcodecs.hpp>
+#include <opencv2/imgcodecs.hpp>  // names of its options
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "codecs.hpp"
+#include "containers.hpp"
 #include "errors.hpp"
 #include "files.hpp"
 #include "json.hpp"
@@ -23,56 +25,20 @@ const char* const kCopyAgain = "it is damaged or cut short, copy or download tha
 
 using Bytes = std::vector<std::uint8_t>;
 
-enum class Format { png, tiff, other };
-
-std::uint32_t big32(const std::uint8_t* b) {
-    return (std::uint32_t{b[0]} << 24) | (std::uint32_t{b[1]} << 16) | (std::uint32_t{b[2]} << 8) | b[3];
-}
-
-struct About {
-    Format format = Format::other;
-    std::size_t height = 0, width = 0;  // 0 where the header is left to the decoder
-    int bits = 8;
-    int colour = 2;            // of a PNG: its colour type
-    int sample_format = 1;     // of a TIFF: 1 unsigned, 2 signed, 3 float
-    std::size_t pages = 1;     // of a TIFF
+// What a TIFF's tags say of its numbers.
+struct TiffAbout {
+    std::size_t height = 0, width = 0, pages = 0;
+    int bits = 1;
+    int sample_format = 1;  // 1 unsigned, 2 signed, 3 float
 };
-
-// Walks a PNG's chunks to its end, so that a file cut short is refused rather than filled up.
-About about_png(const Bytes& data, const std::string& name) {
-    About out;
-    out.format = Format::png;
-    std::size_t at = 8;
-    for (;;) {
-        if (at + 12 > data.size()) throw InputError(name + " is a PNG file that was cut short; copy or download that file again");
-        const std::size_t length = big32(&data[at]);
-        const bool whole = length <= data.size() - at - 12;
-        if (std::memcmp(&data[at + 4], "IHDR", 4) == 0 && length >= 13 && whole) {
-            out.width = big32(&data[at + 8]);
-            out.height = big32(&data[at + 12]);
-            out.bits = data[at + 16];
-            out.colour = data[at + 17];
-        }
-        if (std::memcmp(&data[at + 4], "IEND", 4) == 0) break;
-        if (!whole) throw InputError(name + " is a PNG file that was cut short; copy or download that file again");
-        at += length + 12;
-    }
-    if (out.width == 0 || out.height == 0) {
-        throw InputError(name + " is a damaged PNG file (no size in its header); copy or download that file again");
-    }
-    return out;
-}
 
 // The tags of a TIFF's first page, and how many pages follow. Big files (BigTIFF) are left to the decoder.
 class TiffHeader {
 public:
-    explicit TiffHeader(const Bytes& data) : data_(data), little_(data[0] == 'I') {}
+    explicit TiffHeader(const std::string& data) : data_(data), little_(data[0] == 'I') {}
 
-    About about() {
-        About out;
-        out.format = Format::tiff;
-        out.bits = 1;
-        out.pages = 0;
+    TiffAbout about() const {
+        TiffAbout out;
         std::size_t at = number(4, 4);
         while (at != 0 && out.pages < 1'000'000) {
             if (at + 2 > data_.size()) break;
@@ -88,7 +54,7 @@ public:
     }
 
 private:
-    void first_page(std::size_t at, std::size_t entries, About& out) const {
+    void first_page(std::size_t at, std::size_t entries, TiffAbout& out) const {
         for (std::size_t i = 0; i < entries; ++i) {
             const std::size_t entry = at + 2 + i * 12, tag = number(entry, 2);
             if (tag == 256) out.width = value(entry);
@@ -108,34 +74,27 @@ private:
     std::size_t number(std::size_t at, std::size_t size) const {
         if (at > data_.size() || size > data_.size() - at) return 0;
         std::size_t out = 0;
-        for (std::size_t i = 0; i < size; ++i) out |= std::size_t{data_[at + i]} << (8 * (little_ ? i : size - 1 - i));
+        for (std::size_t i = 0; i < size; ++i) {
+            const std::size_t byte = static_cast<unsigned char>(data_[at + i]);
+            out |= byte << (8 * (little_ ? i : size - 1 - i));
+        }
         return out;
     }
 
-    const Bytes& data_;
+    const std::string& data_;
     bool little_;
 };
 
-bool begins(const Bytes& data, const char* with, std::size_t size) {
-    return data.size() >= size && std::memcmp(data.data(), with, size) == 0;
+bool is_classic_tiff(const std::string& data) {
+    return data.size() >= 8 && (data.compare(0, 4, std::string("II*\0", 4)) == 0 || data.compare(0, 4, std::string("MM\0*", 4)) == 0);
 }
 
-About about(const Bytes& data, const std::string& name) {
-    if (data.empty()) throw InputError(name + " is empty (0 bytes); copy that file again");
-    if (begins(data, "\x89PNG\r\n\x1a\n", 8)) return about_png(data, name);
-    if (data.size() >= 8 && (begins(data, "II*\0", 4) || begins(data, "MM\0*", 4))) return TiffHeader(data).about();
-    if (begins(data, "\xff\xd8\xff", 3)) {
-        static const std::uint8_t end[] = {0xFF, 0xD9};
-        if (std::search(data.begin(), data.end(), end, end + 2) == data.end()) {
-            throw InputError(name + " is a JPEG file that was cut short; copy or download that file again");
-        }
-        return {};
-    }
-    if (begins(data, "BM", 2) || begins(data, "RIFF", 4) || begins(data, "II+\0", 4) || begins(data, "MM\0+", 4)) return {};
-    throw InputError(name + " is not an image that can be read here; give one of PNG, JPEG, TIFF, BMP, WebP");
+// Big files (BigTIFF) are left to the decoder.
+TiffAbout about_tiff(const std::string& data) {
+    return is_classic_tiff(data) ? TiffHeader(data).about() : TiffAbout{0, 0, 0, 8, 1};
 }
 
-void check_tiff(const About& known, const std::string& name) {
+void check_tiff(const TiffAbout& known, const std::string& name) {
     const bool offered = known.bits == 8 || known.bits == 16 || (known.sample_format == 3 && (known.bits == 32 || known.bits == 64));
     if (!offered) {
         throw InputError(name + " holds numbers of " + std::to_string(known.bits) +
@@ -143,11 +102,11 @@ void check_tiff(const About& known, const std::string& name) {
     }
 }
 
-cv::Mat decoded(const Bytes& data, const std::string& name) {
+cv::Mat decoded(const std::string& data, const std::string& name) {
+    if (data.size() > 0x7FFFFFFF) throw InputError(name + " is larger than 2 GB; give a smaller file");
     cv::Mat out;
     try {
-        out = cv::imdecode(cv::Mat(1, static_cast<int>(data.size()), CV_8U, const_cast<std::uint8_t*>(data.data())),
-                           cv::IMREAD_UNCHANGED);
+        out = codecs::imdecode(cv::Mat(1, static_cast<int>(data.size()), CV_8U, const_cast<char*>(data.data())), cv::IMREAD_UNCHANGED);
     } catch (const cv::Exception& error) {
         throw InputError(name + " cannot be decoded (" + error.err + "); " + kCopyAgain);
     }
@@ -159,7 +118,7 @@ std::vector<cv::Mat> decoded_pages(const std::string& path, const std::string& n
     std::vector<cv::Mat> out;
     bool done = false;
     try {
-        done = cv::imreadmulti(path, out, cv::IMREAD_UNCHANGED);
+        done = codecs::imreadmulti(path, out, cv::IMREAD_UNCHANGED);
     } catch (const cv::Exception& error) {
         throw InputError(name + " cannot be read as TIFF (" + error.err + "); " + kCopyAgain);
     }
@@ -180,40 +139,36 @@ cv::Mat upper_bytes(const cv::Mat& wide) {
     return out;
 }
 
-Bytes whole_file(const std::string& path, const VolumeLimits& limits) {
-    const std::string data = read_file(path, limits.max_bytes);
-    return Bytes(data.begin(), data.end());
-}
-
 // One channel of a decoded picture as float; `signed_numbers` reads the same bits as signed.
 void take_channel(const cv::Mat& from, int channel, bool signed_numbers, float* into) {
     cv::Mat one;
     cv::extractChannel(from, one, channel);
-    if (signed_numbers && one.depth() == CV_8U) one = cv::Mat(one.rows, one.cols, CV_8S, one.data, one.step);
-    if (signed_numbers && one.depth() == CV_16U) one = cv::Mat(one.rows, one.cols, CV_16S, one.data, one.step);
+    int depth = one.depth();
+    if (signed_numbers && depth == CV_8U) depth = CV_8S;
+    if (signed_numbers && depth == CV_16U) depth = CV_16S;
+    const cv::Mat seen(one.rows, one.cols, depth, one.data, one.step);
     cv::Mat target(one.rows, one.cols, CV_32F, into);
-    cv::Mat holder = one.clone();  // `one` may only borrow what extractChannel made
-    holder.convertTo(target, CV_32F);
-}
-
-void check_length(const Bytes& data, const std::string& name) {
-    if (data.size() > 0x7FFFFFFF) throw InputError(name + " is larger than 2 GB; give a smaller file");
+    seen.convertTo(target, CV_32F);
 }
 
 }  // namespace
 
 Array<float> read_picture(const std::string& path, const VolumeLimits& limits, const std::string& name) {
-    const Bytes data = whole_file(path, limits);
-    check_length(data, name);
-    const About known = about(data, name);
+    const std::string data = read_file(path, limits.max_bytes);
+    const Container known = inspect_container(data, name);
     const Wide pixels = times(known.height, known.width);
     if (pixels > limits.max_pixels) {
         throw InputError(name + " has " + grouped(pixels) + " pixels, the limit is " + grouped(limits.max_pixels) +
                          "; cut it, or raise --max-pixels");
     }
-    if (known.format == Format::tiff) check_tiff(known, name);
+    const bool png = known.format == "PNG";
+    int sample_format = 1;
+    if (known.format == "TIFF") {
+        const TiffAbout numbers = about_tiff(data);
+        check_tiff(numbers, name);
+        sample_format = numbers.sample_format;
+    }
     cv::Mat picture = decoded(data, name);
-    const bool png = known.format == Format::png;
     if (png && known.colour != 0 && picture.depth() == CV_16U) picture = upper_bytes(picture);
     int count = picture.channels();
     if (png && known.colour == 3 && count == 4) count = 3;  // a palette's transparency is no channel
@@ -225,7 +180,7 @@ Array<float> read_picture(const std::string& path, const VolumeLimits& limits, c
     Array<float> out({static_cast<std::size_t>(count), 1, rows, columns});
     for (int channel = 0; channel < count; ++channel) {
         const int from = count == 1 || channel == 3 ? channel : 2 - channel;  // OpenCV has blue first
-        take_channel(picture, from, known.sample_format == 2, out.at(static_cast<std::size_t>(channel)));
+        take_channel(picture, from, sample_format == 2, out.at(static_cast<std::size_t>(channel)));
     }
     if (png && known.bits == 1 && known.colour == 0) {  // one bit is true or false, not black or white
         for (float& value : out.data) value = value != 0 ? 1.0F : 0.0F;
@@ -234,19 +189,17 @@ Array<float> read_picture(const std::string& path, const VolumeLimits& limits, c
 }
 
 Array<float> read_tiff3d(const std::string& path, const VolumeLimits& limits, const std::string& name) {
-    const Bytes data = whole_file(path, limits);
-    check_length(data, name);
-    if (data.size() < 8 || !(begins(data, "II", 2) || begins(data, "MM", 2))) {
+    const std::string data = read_file(path, limits.max_bytes);
+    if (inspect_container(data, name).format != "TIFF") {
         throw InputError(name + " cannot be read as TIFF (not a TIFF file); " + kCopyAgain);
     }
-    const bool classic = begins(data, "II*\0", 4) || begins(data, "MM\0*", 4);
-    const About known = classic ? TiffHeader(data).about() : About{};
+    const TiffAbout known = about_tiff(data);
     const Wide voxels = times(times(known.height, known.width), known.pages);
     if (voxels > limits.max_pixels) {
         throw InputError(name + " has " + grouped(voxels) + " voxels, the limit is " + grouped(limits.max_pixels) +
                          "; crop it, or raise --max-pixels");
     }
-    if (classic) check_tiff(known, name);
+    check_tiff(known, name);
     const std::vector<cv::Mat> pages = decoded_pages(path, name);
     const cv::Mat& first = pages.front();
     if (pages.size() < 2 || first.channels() != 1) {
@@ -288,7 +241,7 @@ Bytes encode_picture(const LabelMap& labels, int bits, const std::string& suffix
     if (suffix == ".tif" || suffix == ".tiff") parameters = kTiffZip;
     Bytes out;
     try {
-        if (cv::imencode(suffix, page_of(labels, 0, rows, columns, bits), out, parameters)) return out;
+        if (codecs::imencode(suffix, page_of(labels, 0, rows, columns, bits), out, parameters)) return out;
     } catch (const cv::Exception&) {
     }
     throw OutputError("labels cannot be written as " + suffix + "; write .png");
@@ -303,7 +256,7 @@ Bytes encode_tiff(const LabelMap& labels, int bits) {
     const std::string path = std::string(folder) + "/labels.tif";
     bool done = false;
     try {
-        done = cv::imwritemulti(path, pages, kTiffZip);
+        done = codecs::imwritemulti(path, pages, kTiffZip);
     } catch (const cv::Exception&) {
     }
     std::ifstream stream(path, std::ios::binary);

@@ -7,6 +7,7 @@
 #include "files.hpp"
 #include "nifti.hpp"
 #include "volume_formats.hpp"
+#include "volume_itk.hpp"
 #include "volume_text.hpp"
 #include "volume_view.hpp"
 #include "volumes.hpp"
@@ -50,12 +51,14 @@ std::vector<std::uint8_t> label_bytes(const LabelMap& labels, int bits, const Vo
         return encode_picture(labels, bits, suffix);
     }
     if (tiff) return encode_tiff(labels, bits);
-    if (suffix != ".nii" && suffix != ".nii.gz") {
+    const bool itk = suffix == ".nrrd" || suffix == ".mha";
+    if (suffix != ".nii" && suffix != ".nii.gz" && !itk) {
         throw UsageError("labels of a volume are not written as '" + ending + "'; use .nii.gz");
     }
     const Geometry geometry = geometry_of(volume, labels.shape);
     std::vector<std::size_t> shape = geometry.shape;
     if (shape.size() > 3) shape.resize(3);
+    if (itk) return encode_itk(in_file_order(labels, geometry), shape, bits, geometry.affine, geometry.spacing, suffix);
     const auto header = geometry.header.empty() ? new_header(geometry.affine, geometry.spacing) : geometry.header;
     return encode_nifti(in_file_order(labels, geometry), shape, bits, header, suffix == ".nii.gz");
 }

@@ -9,6 +9,7 @@
 #include "orientation.hpp"
 #include "volume_cases.hpp"
 #include "volume_formats.hpp"
+#include "volume_itk.hpp"
 #include "volume_text.hpp"
 #include "volume_view.hpp"
 
@@ -143,6 +144,19 @@ Volume read_nifti_file(const std::string& path, const std::string& name, const R
     return out;
 }
 
+Volume read_itk_file(const std::string& path, const std::string& name, const Reader& reader, const VolumeLimits& limits) {
+    ItkFile file = read_itk(path, limits, name);
+    Geometry geometry;
+    geometry.affine = file.affine;
+    geometry.shape = file.shape;
+    geometry.spacing = file.spacing;
+    geometry.shape.resize(std::min<std::size_t>(3, file.shape.size()));
+    geometry.spacing.resize(geometry.shape.size());
+    if (file.shape.size() == 2) return flat(std::move(file.values), std::move(geometry), reader, name);
+    if (file.shape.size() == 3) file.values.shape = with_channel(file.values.shape);
+    return turned(std::move(file.values), std::move(geometry), reader, name);
+}
+
 Volume read_picture_file(const std::string& path, const std::string& name, const VolumeLimits& limits) {
     Volume out;
     out.channels = read_picture(path, limits, name);
@@ -185,12 +199,8 @@ Volume read_one(const std::string& path, const Reader& reader, const VolumeLimit
         return out;
     }
     if (is_nifti(small)) return read_nifti_file(path, name, reader, limits);
-    for (const char* suffix : {".nrrd", ".mha", ".gipl"}) {
-        if (reader.itk && ends_with(small, suffix)) {
-            throw InputError(name + ": files of this kind need SimpleITK, which this program does not use; convert it to .nii.gz");
-        }
-    }
-    throw InputError(name + " does not end in .nii, .nii.gz, which this package reads");
+    if (reader.itk && (ends_with(small, ".nrrd") || ends_with(small, ".mha"))) return read_itk_file(path, name, reader, limits);
+    throw InputError(name + " does not end in .nii, .nii.gz" + (reader.itk ? ", .nrrd, .mha" : "") + ", which this package reads");
 }
 
 // ------------------------------------------------------------------------------------------ channels as a case

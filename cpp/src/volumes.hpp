@@ -21,7 +21,7 @@ Volume volume_from_array(Array<float> array, const Spacing& spacing, const std::
 // (z, y, x) whole numbers of a case, read by the same rules as its channels.
 LabelMap read_labels(const std::string& file, const Json& manifest, const VolumeLimits& limits = {});
 
-// A label file as bytes, on the file's own axes: `ending` is .nii.gz, .nii, .png, .bmp, .tif or .tiff, `bits` 8 or 16.
+// A label file as bytes, on the file's own axes: `ending` is .nii.gz, .nii, .nrrd, .mha, .png, .bmp, .tif or .tiff, `bits` 8 or 16.
 // A case that came as NIfTI keeps its header: affine, quaternion, spacing, units, texts. Raises OutputError, UsageError.
 std::vector<std::uint8_t> label_bytes(const LabelMap& labels, int bits, const Volume& volume, const std::string& ending);
 
