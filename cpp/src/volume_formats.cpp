@@ -16,6 +16,7 @@
 #include "errors.hpp"
 #include "files.hpp"
 #include "json.hpp"
+#include "png_file.hpp"
 #include "volume_text.hpp"
 
 namespace segship {
@@ -128,17 +129,6 @@ std::vector<cv::Mat> decoded_pages(const std::string& path, const std::string& n
     return out;
 }
 
-// 16-bit colours as Pillow has them: the upper byte.
-cv::Mat upper_bytes(const cv::Mat& wide) {
-    cv::Mat out(wide.rows, wide.cols, CV_8UC(wide.channels()));
-    for (int y = 0; y < wide.rows; ++y) {
-        const auto* from = wide.ptr<std::uint16_t>(y);
-        auto* into = out.ptr<std::uint8_t>(y);
-        for (int i = 0; i < wide.cols * wide.channels(); ++i) into[i] = static_cast<std::uint8_t>(from[i] >> 8);
-    }
-    return out;
-}
-
 // One channel of a decoded picture as float; `signed_numbers` reads the same bits as signed.
 void take_channel(const cv::Mat& from, int channel, bool signed_numbers, float* into) {
     cv::Mat one;
@@ -168,18 +158,17 @@ Array<float> read_picture(const std::string& path, const VolumeLimits& limits, c
         check_tiff(numbers, name);
         sample_format = numbers.sample_format;
     }
-    cv::Mat picture = decoded(data, name);
-    if (png && known.colour != 0 && picture.depth() == CV_16U) picture = upper_bytes(picture);
-    int count = picture.channels();
-    if (png && known.colour == 3 && count == 4) count = 3;  // a palette's transparency is no channel
-    if ((png && known.colour == 4) || (count != 1 && count != 3 && count != 4)) {
+    const bool grey_with_alpha = png && known.colour == 4;
+    const cv::Mat picture = png ? decode_png(data, PngPlanes::stored, name) : decoded(data, name);
+    const int count = picture.channels();
+    if (grey_with_alpha || (count != 1 && count != 3 && count != 4)) {
         throw InputError(name + " has the shape (" + std::to_string(picture.rows) + ", " + std::to_string(picture.cols) + ", " +
-                         std::to_string(png && known.colour == 4 ? 2 : count) + "); give a grey picture, RGB or RGBA");
+                         std::to_string(grey_with_alpha ? 2 : count) + "); give a grey picture, RGB or RGBA");
     }
     const auto rows = static_cast<std::size_t>(picture.rows), columns = static_cast<std::size_t>(picture.cols);
     Array<float> out({static_cast<std::size_t>(count), 1, rows, columns});
     for (int channel = 0; channel < count; ++channel) {
-        const int from = count == 1 || channel == 3 ? channel : 2 - channel;  // OpenCV has blue first
+        const int from = png || count == 1 || channel == 3 ? channel : 2 - channel;  // OpenCV has blue first
         take_channel(picture, from, sample_format == 2, out.at(static_cast<std::size_t>(channel)));
     }
     if (png && known.bits == 1 && known.colour == 0) {  // one bit is true or false, not black or white
