@@ -85,6 +85,15 @@ std::vector<fs::path> files_of(const std::string& item) {
     return files;
 }
 
+// Without "." and doubled slashes, as Python's Path has it; ".." stays, as a link may stand before it.
+std::string tidied(const fs::path& path) {
+    fs::path out;
+    for (const fs::path& part : path) {
+        if (!part.empty() && part != ".") out /= part;
+    }
+    return out.empty() ? "." : out.string();
+}
+
 bool all_unlike(const std::vector<std::string>& names) {
     std::set<std::string> seen;
     for (const std::string& name : names) seen.insert(lower(name));
@@ -110,7 +119,7 @@ std::vector<std::string> find_inputs(const std::vector<std::string>& inputs) {
     std::set<std::string> seen;
     for (const std::string& item : inputs) {
         for (const fs::path& file : files_of(item)) {
-            const std::string name = file.lexically_normal().string();
+            const std::string name = tidied(file);
             if (seen.insert(name).second) found.push_back(name);
         }
     }

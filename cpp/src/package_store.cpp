@@ -202,6 +202,8 @@ bool is_safe_name(const std::string& name) {
 }
 
 std::unique_ptr<Store> open_zip(const std::string& path) {
+    std::error_code failed;
+    if (fs::file_size(path, failed) == 0 && !failed) throw no_zip(path, "it is empty");  // libzip takes that for an archive
     int code = 0;
     zip_t* archive = zip_open(path.c_str(), ZIP_RDONLY, &code);
     if (archive == nullptr) {
@@ -215,6 +217,7 @@ std::unique_ptr<Store> open_zip(const std::string& path) {
 }
 
 std::unique_ptr<Store> open_zip_bytes(const std::string& data, const std::string& name) {
+    if (data.empty()) throw no_zip(name, "it is empty");
     std::string kept = data;
     zip_error_t error;
     zip_error_init(&error);
