@@ -37,7 +37,8 @@ const char* const HELP =
     "  --background COLOR|FILE    of composites\n"
     "  --threshold T              decide at this value, 0 to 1\n"
     "  --clean-mask --rgb-mask --palette --cutout-style straight|rembg --format png|npz --grid input|network\n"
-    "  --probability-images       also 8-bit probability images\n"
+    "  --matting --foreground-threshold N --background-threshold N --erode N   hair-fine edges; slow\n"
+    "  --probability-images --overlay --instances   also these pictures\n"
     "  --tta [1.x|0.x] --tta-ratios A,B,...   average several sizes and mirrorings\n"
     "  --max-pixels N --max-bytes N           refuse larger pictures\n"
     "\n"
@@ -133,7 +134,7 @@ private:
     std::map<std::string, Flag> flags_;
     std::map<std::string, Valued> valued_;
     double threshold_ = -1;
-    std::string background_, part_id_;
+    std::string background_, part_id_, matting_setting_;
     bool kind_given_ = false;
 
     void option(std::string word) {
@@ -249,6 +250,18 @@ private:
         picture_flag("--rgb-mask", found_.output.rgb_mask);
         picture_flag("--palette", found_.output.palette);
         picture_flag("--probability-images", found_.probability_images);
+        picture_flag("--overlay", found_.overlay);
+        picture_flag("--instances", found_.instances);
+        picture_flag("--matting", found_.output.matting);
+        const auto level = [this](const char* name, int& target, int most) {
+            picture(name, [this, &target, most](const std::string& v) {
+                target = static_cast<int>(whole(name_, v, 0, most));
+                matting_setting_ = name_;
+            });
+        };
+        level("--foreground-threshold", found_.output.foreground_threshold, 255);
+        level("--background-threshold", found_.output.background_threshold, 255);
+        level("--erode", found_.output.erode, 10'000);
     }
 
     void name_volume_options() {
@@ -299,7 +312,11 @@ private:
         if (output.cutout_style != "straight" && output.kind != "cutout" && output.kind != "composite") {
             throw UsageError("--cutout-style is for cutouts and composites, not for a " + output.kind);
         }
-        const bool plain = output.kind == "mask" && !output.rgb_mask;
+        if (output.matting && output.kind == "overlay") {
+            throw UsageError("--matting is for cutouts, composites and masks; an overlay does not show it");
+        }
+        if (!matting_setting_.empty() && !output.matting) throw UsageError(matting_setting_ + " is a setting of --matting; add that");
+        const bool plain = output.kind == "mask" && !output.rgb_mask && !output.matting;
         if (!plain && (found_.format != "png" || output.palette)) {
             throw UsageError("--format npz and --palette are forms of plain masks; leave them out for " + output.kind);
         }

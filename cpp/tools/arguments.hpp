@@ -23,6 +23,8 @@ struct Arguments {
     std::string grid = "input";
     bool probabilities = false;
     bool probability_images = false;
+    bool overlay = false;    // also the picture with its mask drawn on it, in overlays/
+    bool instances = false;  // also numbered components, in instances/
     std::string stages;  // folder; empty: none
     std::string tta;     // "1.x", "0.x"; empty: none
     std::vector<double> tta_ratios;

@@ -66,8 +66,9 @@ void refuse_overwriting(const Arguments& arguments, const std::vector<Job>& jobs
     }
 }
 
-Keep kept_of(const OutputOptions& output) {
-    return {output.needs_picture(), output.needs_picture() && output.cutout_style == "rembg"};
+Keep kept_of(const Arguments& arguments) {
+    const OutputOptions& output = arguments.output;
+    return {output.needs_picture() || arguments.overlay, output.needs_picture() && output.cutout_style == "rembg"};
 }
 
 Run2d run_of(const Arguments& arguments) {
@@ -95,9 +96,34 @@ void write_probabilities(const Arguments& arguments, const Prediction2d& found, 
     }
 }
 
+void write_instances(const Arguments& arguments, const Prediction2d& found, const std::string& name) {
+    const Array<std::uint32_t> numbered = found.instances();
+    const std::string path = (fs::path(arguments.out) / "instances" / (name + ".png")).string();
+    if (std::any_of(numbered.data.begin(), numbered.data.end(), [](std::uint32_t value) { return value > 65'535; })) {
+        Npz npz;  // more components than a PNG counts
+        npz.add("instances", numbered);
+        return npz.save(fs::path(path).replace_extension(".npz").string());
+    }
+    const bool several = numbered.rank() == 3;
+    const std::size_t planes = several ? numbered.shape[0] : 1, size = several ? numbered.stride(0) : numbered.size();
+    for (std::size_t k = 0; k < planes; ++k) {
+        Array<std::uint16_t> one(Shape(numbered.shape.end() - 2, numbered.shape.end()));
+        std::copy_n(numbered.data.begin() + static_cast<std::ptrdiff_t>(k * size), size, one.data.begin());
+        write_bytes(several ? class_path(path, k) : path, encode_png(one));
+    }
+}
+
+void write_overlay(const Arguments& arguments, const Prediction2d& found, const std::string& name) {
+    OutputOptions options = arguments.output;
+    options.kind = "overlay";
+    options.matting = false;
+    const std::string path = (fs::path(arguments.out) / "overlays" / (name + ".png")).string();
+    write_bytes(path, render(found, options).encode());
+}
+
 // The notes about one picture that was predicted and written.
 std::vector<std::string> do_one(const Opened& model, const Arguments& arguments, const Job& job) {
-    const Image picture = read_picture(model, job.path, kept_of(arguments.output));
+    const Image picture = read_picture(model, job.path, kept_of(arguments));
     const Prediction2d found = predict_picture(model, picture, run_of(arguments));
     OutputOptions output = arguments.output;
     output.probabilities = arguments.probabilities && arguments.format == "npz";
@@ -105,6 +131,8 @@ std::vector<std::string> do_one(const Opened& model, const Arguments& arguments,
     if ((arguments.probabilities && arguments.format != "npz") || arguments.probability_images) {
         write_probabilities(arguments, found.decided(output), job.name);
     }
+    if (arguments.overlay) write_overlay(arguments, found, job.name);
+    if (arguments.instances) write_instances(arguments, found.decided(output), job.name);
     if (!arguments.stages.empty()) write_stages(found, (fs::path(arguments.stages) / (job.name + ".npz")).string());
     return found.notes();
 }
@@ -156,13 +184,27 @@ private:
     }
 };
 
+// UsageError now for what would fail on every picture.
+void check_more(const Arguments& arguments, const Json& manifest) {
+    const Json& decision = manifest.at("decode").at("decision");
+    const bool undecided = decision.at("rule") == "saliency" && decision.at("threshold").is_null() && !arguments.output.has_threshold();
+    if (undecided && (arguments.instances || arguments.output.palette)) {
+        throw UsageError("a saliency map is no decision; give a threshold too, --threshold 0.5 for example");
+    }
+    const auto channels = manifest.at("network").at("outputs").at(0).at("channels").get<std::size_t>();
+    if (arguments.output.rgb_mask && decision.at("rule") == "threshold" && channels > 1) {
+        throw UsageError("rgb_mask is for packages of one mask; this one writes a mask for each of its classes");
+    }
+}
+
 // One picture from a file or stdin to stdout; only its bytes are written there.
 int through_pipe(const Arguments& arguments, std::unique_ptr<Package> package) {
     if (arguments.out != PIPE) {
         throw UsageError("the image from stdin is written to stdout; say -o - and redirect: -o - > mask.png");
     }
     if (arguments.inputs.size() != 1) throw UsageError("-o - writes one image, so it takes one input: a file, or - for stdin");
-    if (arguments.json || arguments.probabilities || arguments.probability_images || !arguments.stages.empty() ||
+    if (arguments.json || arguments.probabilities || arguments.probability_images || arguments.overlay ||
+        arguments.instances || !arguments.stages.empty() ||
         arguments.format != "png") {
         throw UsageError("-o - writes one PNG and nothing beside it; name a folder for more");
     }
@@ -181,7 +223,7 @@ int through_pipe(const Arguments& arguments, std::unique_ptr<Package> package) {
     const ImageLimits limits{arguments.options.max_pixels, arguments.options.max_bytes};
     const std::string name = from_stdin ? "stdin" : fs::path(path).filename().string();
     const Image picture = read_image_bytes(read_file(path, limits.max_bytes), model->manifest().at("input"), name, limits,
-                                           kept_of(arguments.output));
+                                           kept_of(arguments));
     const Rendered drawn = render(predict_picture(*model, picture, run_of(arguments)), arguments.output);
     const Bytes bytes = drawn.encode();
     if (std::fwrite(bytes.data(), 1, bytes.size(), stdout) != bytes.size() || std::fflush(stdout) != 0) {
@@ -212,6 +254,7 @@ int run_pictures(const Arguments& arguments, std::unique_ptr<Package> package) {
     if (piped) return through_pipe(arguments, std::move(package));
     const Json& manifest = package->manifest();
     check_output(manifest, arguments.output);
+    check_more(arguments, manifest);
     const std::vector<Job> jobs = jobs_of(arguments);
     refuse_overwriting(arguments, jobs, manifest);
     Options options = arguments.options;
