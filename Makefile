@@ -81,11 +81,12 @@ test-cpp-sanitized: $(SETUP)
 	cmake --build $(CPP_BUILD)/sanitized --parallel
 	$(SANITIZED) SEGSHIP_REQUIRE_CPP=1 SEGSHIP_RUN=$(CPP_BUILD)/sanitized/segship-run $(BIN)/python -m pytest -q tests/cpp -m 'not slow'
 
-fuzz-cpp: $(if $(OPENVINO_DIR),,$(SETUP))
+fuzz-cpp: $(SETUP)
 	$(CPP_CONFIGURE) -B $(CPP_BUILD)/fuzz -DSEGSHIP_FUZZ=ON -DCMAKE_BUILD_TYPE=RelWithDebInfo -DCMAKE_C_COMPILER=clang -DCMAKE_CXX_COMPILER=clang++
 	cmake --build $(CPP_BUILD)/fuzz --parallel
+	$(BIN)/python cpp/fuzz/seeds.py $(CPP_BUILD)/fuzz/corpus
 	cd $(CPP_BUILD)/fuzz && for target in package manifest nifti image; do \
-		mkdir -p corpus/$$target && $(SANITIZED) ./fuzz_$$target -max_total_time=$(FUZZ_SECONDS) -max_len=65536 -print_final_stats=1 corpus/$$target || exit 1; done
+		$(SANITIZED) ./fuzz_$$target -max_total_time=$(FUZZ_SECONDS) -max_len=65536 -print_final_stats=1 corpus/$$target || exit 1; done
 
 clean:
 	rm -rf $(VENV) $(CPP_BUILD) out build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
