@@ -24,7 +24,7 @@ const char* const HELP =
     "  --precision NAME           fp32 (default), fp16, bf16, int8, int16 or auto\n"
     "  --threads N                of the engine [its own choice]\n"
     "  --streams N                inferences in flight at once [2 for many pictures, else 1]\n"
-    "  --batch N                  windows of one picture that go through the network at once\n"
+    "  --batch N                  pictures, or windows of one, that go through the network at once [1]\n"
     "  --cache-dir FOLDER         where compiled networks are kept\n"
     "  --save-probabilities       also float32 probabilities (npz)\n"
     "  --save-stages FOLDER       what stands between the stages, one npz an input\n"

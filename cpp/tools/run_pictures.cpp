@@ -14,6 +14,7 @@
 #include "inputs.hpp"
 #include "model_pictures.hpp"
 #include "npy.hpp"
+#include "picture_groups.hpp"
 #include "processor.hpp"
 #include "runs.hpp"
 #include "summary.hpp"
@@ -121,10 +122,7 @@ void write_overlay(const Arguments& arguments, const Prediction2d& found, const 
     write_bytes(path, render(found, options).encode());
 }
 
-// The notes about one picture that was predicted and written.
-std::vector<std::string> do_one(const Opened& model, const Arguments& arguments, const Job& job) {
-    const Image picture = read_picture(model, job.path, kept_of(arguments));
-    const Prediction2d found = predict_picture(model, picture, run_of(arguments));
+void write_one(const Arguments& arguments, const Prediction2d& found, const Job& job) {
     OutputOptions output = arguments.output;
     output.probabilities = arguments.probabilities && arguments.format == "npz";
     save(found, result_path(arguments, job), output);
@@ -134,18 +132,19 @@ std::vector<std::string> do_one(const Opened& model, const Arguments& arguments,
     if (arguments.overlay) write_overlay(arguments, found, job.name);
     if (arguments.instances) write_instances(arguments, found.decided(output), job.name);
     if (!arguments.stages.empty()) write_stages(found, (fs::path(arguments.stages) / (job.name + ".npz")).string());
-    return found.notes();
 }
 
 // Every input is done or its failure is noted; an OutputError ends the run, as the next file would fare no better.
 class Work {
 public:
     Work(const Opened& model, const Arguments& arguments, const std::vector<Job>& jobs, Summary& summary)
-        : model_(model), arguments_(arguments), jobs_(jobs), summary_(summary) {}
+        : model_(model), arguments_(arguments), jobs_(jobs), summary_(summary), run_(run_of(arguments)),
+          group_(group_size(model, arguments.options.batch, run_)) {}
 
     void on_threads(std::size_t count) {
+        const std::size_t groups = (jobs_.size() + group_ - 1) / group_;
         std::vector<std::thread> threads;
-        for (std::size_t i = 0; i < count; ++i) threads.emplace_back([this] { loop(); });
+        for (std::size_t i = 0; i < std::min(count, groups); ++i) threads.emplace_back([this] { loop(); });
         for (std::thread& thread : threads) thread.join();
         if (failure_) std::rethrow_exception(failure_);
     }
@@ -155,25 +154,62 @@ private:
     const Arguments& arguments_;
     const std::vector<Job>& jobs_;
     Summary& summary_;
+    const Run2d run_;
+    const std::size_t group_;
     std::atomic<std::size_t> next_{0};
     std::atomic<bool> ended_{false};
     std::mutex guard_;
     std::exception_ptr failure_;
 
     void loop() {
-        for (std::size_t i = next_++; i < jobs_.size() && !ended_ && !interrupted(); i = next_++) {
-            const Job& job = jobs_[i];
-            try {
-                summary_.done(i, job.path, do_one(model_, arguments_, job));
-            } catch (const OutputError&) {
-                end();
-            } catch (const SegshipError& error) {
-                summary_.failed(i, job.path, error.what());
-            } catch (const std::bad_alloc&) {
-                summary_.failed(i, job.path, job.path + " does not fit into this machine's memory; cut it into tiles");
-            } catch (const std::exception&) {
-                end();
-            }
+        for (std::size_t i = next_.fetch_add(group_); i < jobs_.size() && !ended_ && !interrupted(); i = next_.fetch_add(group_)) {
+            if (group_ == 1) one(i);
+            else several(i, std::min(i + group_, jobs_.size()));
+        }
+    }
+
+    Image read(std::size_t place) const { return read_picture(model_, jobs_[place].path, kept_of(arguments_)); }
+
+    void one(std::size_t place) {
+        noting(place, [&] { finish(place, predict_picture(model_, read(place), run_)); });
+    }
+
+    void several(std::size_t first, std::size_t last) {
+        std::vector<Image> pictures;
+        std::vector<std::size_t> places;
+        for (std::size_t i = first; i < last; ++i) {
+            noting(i, [&] {
+                pictures.push_back(read(i));
+                places.push_back(i);
+            });
+        }
+        std::vector<GroupAnswer> answers = predict_group(model_, pictures, run_);
+        for (std::size_t i = 0; i < answers.size(); ++i) {
+            noting(places[i], [&] {
+                if (answers[i].failure) std::rethrow_exception(answers[i].failure);
+                finish(places[i], *answers[i].found);
+            });
+        }
+    }
+
+    void finish(std::size_t place, const Prediction2d& found) {
+        write_one(arguments_, found, jobs_[place]);
+        summary_.done(place, jobs_[place].path, found.notes());
+    }
+
+    template <typename Step>
+    void noting(std::size_t place, const Step& step) {
+        const std::string& path = jobs_[place].path;
+        try {
+            step();
+        } catch (const OutputError&) {
+            end();
+        } catch (const SegshipError& error) {
+            summary_.failed(place, path, error.what());
+        } catch (const std::bad_alloc&) {
+            summary_.failed(place, path, path + " does not fit into this machine's memory; cut it into tiles");
+        } catch (const std::exception&) {
+            end();
         }
     }
 
