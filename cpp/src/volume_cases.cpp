@@ -91,7 +91,8 @@ std::vector<std::string> folder_files(const fs::path& folder, const Spec& spec) 
     for (const auto& name : sorted_entries(folder, true)) places.push_back(folder / name);
     for (const auto& place : places) {
         for (const auto& name : {spec.folder_file, without_gz(spec.folder_file)}) {
-            if (!fs::is_regular_file(place / name)) continue;
+            std::error_code failed;
+            if (!fs::is_regular_file(place / name, failed)) continue;
             out.push_back((place / name).string());
             break;
         }
