@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from segship.cli.options import cell, print_json, with_engine, with_output
+from segship.errors import UsageError
 
 
 @click.command()
@@ -27,17 +28,43 @@ def inspect(package: str, as_json: bool, quiet: bool, verbose: bool) -> None:
 @click.command()
 @click.argument("package", type=click.Path())
 @click.option("--precision", "precisions", multiple=True, help="Check these variants [all].")
+@click.option(
+    "--runner", type=click.Choice(["python", "cpp"]), default="python", show_default=True, help="Who runs the sample."
+)
+@click.option(
+    "--binary", type=click.Path(), default=None, help="The C++ runner [SEGSHIP_RUN, cpp/build/segship-run, PATH]."
+)
 @with_engine
 @with_output
-def verify(package: str, precisions: tuple[str, ...], as_json: bool, quiet: bool, verbose: bool, **engine: Any) -> int:
-    """Check PACKAGE's hashes, then run its own golden sample here and compare every stage. Exit code 3 if it fails."""
-    from segship.inference.verify import verify_package
+def verify(
+    package: str,
+    precisions: tuple[str, ...],
+    runner: str,
+    binary: str | None,
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
+    **engine: Any,
+) -> int:
+    """Check PACKAGE's hashes, then run its own golden sample here and compare every stage. Exit code 3 if it fails.
+
+    \b
+    segship verify net.segship                    in this Python
+    segship verify net.segship --runner cpp       through the binary that `make cpp` builds
+    """
+    from segship.inference.verify import verify_package, verify_with_runner
     from segship.measure.tables import columns
 
-    rows = verify_package(package, precisions=precisions or None, **{k: v for k, v in engine.items() if v is not None})
+    given = {k: v for k, v in engine.items() if v is not None}
+    if runner == "cpp":
+        rows = verify_with_runner(package, binary=binary, precisions=precisions or None, **_of_the_runner(given))
+    elif binary is not None:
+        raise UsageError("--binary names the C++ runner; say --runner cpp too")
+    else:
+        rows = verify_package(package, precisions=precisions or None, **given)
     failed = [row for row in rows if not row.passed]
     if as_json:
-        print_json({"passed": not failed, "rows": [row.as_dict() for row in rows]})
+        print_json({"passed": not failed, "runner": runner, "rows": [row.as_dict() for row in rows]})
     elif not quiet:
         click.echo(
             columns(
@@ -50,6 +77,13 @@ def verify(package: str, precisions: tuple[str, ...], as_json: bool, quiet: bool
         )
         click.echo("hashes ok; golden sample " + ("FAILED" if failed else "ok"))
     return 3 if failed else 0
+
+
+def _of_the_runner(given: dict[str, Any]) -> dict[str, Any]:
+    """The engine's options that the C++ runner has; UsageError for others."""
+    if given.pop("engine", "openvino") != "openvino" or given.pop("device", "cpu") != "cpu":
+        raise UsageError("the C++ runner computes with OpenVINO on the processor; leave out --engine and --device")
+    return given
 
 
 @click.command()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import numpy as np
 from segship import engines
 from segship.errors import PackageError
 from segship.inference.predictor import Predictor
-from segship.manifest import Saliency
+from segship.manifest import Manifest, Saliency
 from segship.package import Golden, GoldenStage, open_package
 
 DECODED_SHARE = {"fp32": 0.001, "fp16": 0.005, "bf16": 0.02, "int16": 0.005, "int8": 0.02}
@@ -53,20 +53,43 @@ def verify_package(
     for precision in wanted:
         with Predictor.open(package, precision=precision, engine=engine, **options) as predictor:
             stages = predictor.golden_trace(golden.input_bytes)
-            module = engines.get_engine(predictor.engine)
-            rule = package.manifest.decode.decision
-            scale = (1.0 if rule.to_uint8 == "none" else 255.0) if isinstance(rule, Saliency) else None
-            rows += _compare(golden, stages, precision, module.TOLERANCE[precision], scale)
+            rows += compare_stages(golden, stages, package.manifest, precision, predictor.engine)
     return rows
 
 
-def _compare(
-    golden: Golden, stages: dict[str, np.ndarray], precision: str, tolerance: float, map_scale: float | None
+def verify_with_runner(
+    path: Path | str, *, binary: Path | str | None = None, precisions: Sequence[str] | None = None, **options: Any
 ) -> list[VerifyRow]:
-    """``map_scale`` is the full scale of a saliency map, None for a package that decides."""
+    """The same by the C++ runner: `verify_package`'s hashes here, the golden sample through the binary.
+
+    ``options`` are those of `RunnerOptions`. Raises EngineMissing where there is no binary, and what it says itself.
+    """
+    from segship.inference import cpp_runner
+
+    runner = cpp_runner.find_runner(binary)
+    package = open_package(path, verify=True)
+    golden = package.golden()
+    if golden is None:
+        raise PackageError(f"{path} has no golden sample; export it again")
+    mirrored = package.manifest.input.kind == "image"  # of a volume's sample as `VolumePredictor.golden_trace` has it
+    rows: list[VerifyRow] = []
+    with cpp_runner.golden_case(package, golden) as case:
+        for precision in precisions or [variant.precision for variant in package.manifest.variants]:
+            settings = cpp_runner.RunnerOptions(precision=precision, mirror=mirrored, **options)
+            stages = cpp_runner.golden_stages(runner, case, settings)
+            rows += compare_stages(golden, stages, package.manifest, precision, cpp_runner.ENGINE)
+    return rows
+
+
+def compare_stages(
+    golden: Golden, stages: Mapping[str, np.ndarray], manifest: Manifest, precision: str, engine: str
+) -> list[VerifyRow]:
+    """A row for each stage of the golden sample; one that is absent, or of another shape, does not pass."""
+    rule, tolerance = manifest.decode.decision, engines.get_engine(engine).TOLERANCE[precision]
+    map_scale = (1.0 if rule.to_uint8 == "none" else 255.0) if isinstance(rule, Saliency) else None
     rows = []
     for name, expected in golden.stages.items():
-        got = np.asarray(stages[name], dtype=np.float32)
+        got = np.asarray(stages.get(name, np.zeros(0)), dtype=np.float32)
         if got.shape != expected.shape:
             rows.append(VerifyRow(precision=precision, stage=name, max_abs=float("inf"), allowed=0.0, passed=False))
             continue
