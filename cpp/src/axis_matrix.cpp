@@ -83,7 +83,7 @@ AxisMatrix cubic_matrix(std::size_t before, std::size_t after) {
 }
 
 AxisMatrix linear_matrix(std::size_t before, std::size_t after) {
-    const LinearTaps taps = linear_taps(before, after, Rule::Kind::spline);
+    const AxisTaps taps = axis_taps(before, after, Rule::Kind::spline);
     AxisMatrix out;
     for (std::size_t o = 0; o < after; ++o) {
         const bool one = taps.low[o] == taps.high[o];
@@ -164,7 +164,7 @@ static void mix_two(const float* low, const float* high, float weight, std::size
     for (std::size_t i = 0; i < count; ++i) out[i] = low[i] * rest + high[i] * weight;
 }
 
-void apply_taps(const LinearTaps& taps, const float* x, std::size_t outer, std::size_t before, std::size_t inner, float* out) {
+void apply_taps(const AxisTaps& taps, const float* x, std::size_t outer, std::size_t before, std::size_t inner, float* out) {
     const std::size_t after = taps.low.size();
     std::vector<float> weight(taps.weight.begin(), taps.weight.end());
     on_threads(outer, [&](std::size_t block) {

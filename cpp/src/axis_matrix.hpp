@@ -22,7 +22,7 @@ AxisMatrix axis_matrix(std::size_t before, std::size_t after, int order);
 void apply_matrix(const AxisMatrix& matrix, const float* x, std::size_t outer, std::size_t before, std::size_t inner, float* out);
 
 // The same for torch's linear rule: a(1 - w) + bw in float32, to the last bit.
-void apply_taps(const LinearTaps& taps, const float* x, std::size_t outer, std::size_t before, std::size_t inner, float* out);
+void apply_taps(const AxisTaps& taps, const float* x, std::size_t outer, std::size_t before, std::size_t inner, float* out);
 
 // The same taking whole samples.
 void apply_index(const std::vector<std::size_t>& index, const float* x, std::size_t outer, std::size_t before,

@@ -28,7 +28,7 @@ Taps taps(std::size_t source, std::size_t target, const Rule& rule, bool separat
         out.weight.assign(target, 0.0F);
         return out;
     }
-    const LinearTaps found = linear_taps(source, target, rule.kind);
+    const AxisTaps found = axis_taps(source, target, rule.kind);
     out.low = found.low;
     out.weight.assign(found.weight.begin(), found.weight.end());
     out.mixes = true;

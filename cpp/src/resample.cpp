@@ -77,7 +77,7 @@ void one_axis(const float* x, const Shape3& shape, std::size_t axis, std::size_t
     const auto [outer, inner] = sides(shape, axis);
     const std::size_t before = shape[axis];
     if (rule.kind != Rule::Kind::spline) {
-        apply_taps(linear_taps(before, after, rule.kind), x, outer, before, inner, out);
+        apply_taps(axis_taps(before, after, rule.kind), x, outer, before, inner, out);
     } else if (rule.order == 0) {
         apply_index(order0_index(before, after), x, outer, before, inner, out);
     } else {
@@ -144,8 +144,8 @@ std::optional<std::size_t> separate_axis(const Rule& rule, const Spacing& before
     return std::nullopt;
 }
 
-LinearTaps linear_taps(std::size_t before, std::size_t after, Rule::Kind kind) {
-    LinearTaps out;
+AxisTaps axis_taps(std::size_t before, std::size_t after, Rule::Kind kind) {
+    AxisTaps out;
     for (double position : sample_positions(before, after, kind)) {
         position = std::clamp(position, 0.0, static_cast<double>(before - 1));
         const std::size_t low = std::min(static_cast<std::size_t>(position), before >= 2 ? before - 2 : 0);

@@ -32,11 +32,11 @@ void resample_channel(const float* x, const Shape3& have, const Shape3& want, co
                       std::optional<std::size_t> separate, float* into);
 
 // Both samples of each output sample of a linear interpolation, and the weight of the upper.
-struct LinearTaps {
+struct AxisTaps {
     std::vector<std::size_t> low, high;
     std::vector<double> weight;
 };
-LinearTaps linear_taps(std::size_t before, std::size_t after, Rule::Kind kind);
+AxisTaps axis_taps(std::size_t before, std::size_t after, Rule::Kind kind);
 
 // Source index of each output sample along a separate axis (torch calls it nearest-exact).
 std::vector<std::size_t> nearest_index(std::size_t before, std::size_t after, Rule::Kind kind);
