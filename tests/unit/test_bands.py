@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from segship.inference import bands
-from segship.inference.bands import restored_bands
+from segship.inference.bands import restored_bands, restored_stream
 from segship.inference.decode import labels_on_grid
 from segship.inference.preprocess import Frame, Geometry, restore
 from segship.manifest import Argmax, Decode
@@ -75,6 +75,30 @@ def test_bands_are_mmsegs_two_interpolations(original, resized, more, stride, mi
     best = np.sort(expected, axis=0)
     clear = best[-1] - best[-2] > 1e-4
     assert np.array_equal(labels[clear], expected.argmax(0)[clear])
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    original=st.tuples(sides, sides), resized=st.tuples(sides, sides), more=st.tuples(st.integers(0, 9), st.integers(0, 9)),
+    mirror=st.booleans(), method=st.sampled_from([*sorted(METHODS), "opencv:nearest"]), seed=st.integers(0, 99),
+    rows=st.sampled_from([1, 50, 1 << 15]), cuts=st.sets(sides),
+)  # fmt: skip
+def test_planes_that_come_in_bands_give_the_same_bits(
+    original, resized, more, mirror, method, seed, rows, cuts
+) -> None:
+    padded = (resized[0] + more[0], resized[1] + more[1])
+    frame = framed(original, resized, padded, mirror)
+    raw = np.random.default_rng(seed).normal(size=(3, *padded)).astype(np.float32)
+    ends = [*sorted(cut for cut in cuts if cut < padded[0]), padded[0]]
+    pieces = [(slice(low, high), raw[:, low:high].copy()) for low, high in zip([0, *ends], ends, strict=False)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bands, "BAND_PIXELS", rows)
+        whole = [(part, found.copy()) for part, found in restored_bands(raw, frame, method, "direct")]
+        stream = [(part, found.copy()) for part, found in restored_stream(pieces, padded, frame, method, "direct")]
+    assert [part.start for part, _ in stream] == [0, *(part.stop for part, _ in stream)][:-1]
+    assert stream[-1][0].stop == original[0]
+    together = [np.concatenate([found for _, found in parts], axis=1) for parts in (whole, stream)]
+    np.testing.assert_array_equal(*together)
 
 
 def test_the_first_of_equals_wins_and_classes_may_be_many() -> None:

@@ -305,7 +305,7 @@ def _through_pipe(predictor: Predictor, paths: list[Path], options: PredictOptio
     else:
         # a byte more than allowed: reading stops there and the limit is named
         image = predictor.read(sys.stdin.buffer.read(limits.max_bytes + 1), "stdin")
-    rendered = predictor(image, grid=options.grid).render(options.output)
+    rendered = predictor(image, grid=options.grid, keep_scores=False).render(options.output)
     stdout = sys.stdout.buffer
     stdout.write(rendered.encode())
     stdout.flush()

@@ -8,7 +8,7 @@ instead of 160. The values are those of `restore` up to float32's rounding.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import cv2
@@ -22,6 +22,8 @@ BAND_PIXELS = 1 << 15
 """of the picture, made at once: with 19 classes 2.5 MB, which stay in the processor's cache"""
 METHODS = ("torch:bilinear", "torch:bilinear-align-corners")
 Float = NDArray[np.float32]
+Band = tuple[slice, Float]
+"""rows, and (K, rows, W) of them"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +36,7 @@ class _Move:
     offset: tuple[int, int] = (0, 0)
 
 
-def restored_bands(planes: Float, frame: Frame, method: str, path: str) -> Iterator[tuple[slice, Float]]:
+def restored_bands(planes: Float, frame: Frame, method: str, path: str) -> Iterator[Band]:
     """(rows, scores (K, rows, W)) from the top of the picture down. Each band's array is the caller's until the next one."""
     moves = _moves((planes.shape[1], planes.shape[2]), frame, path)
     height, width = frame.original_hw
@@ -49,8 +51,40 @@ def restored_bands(planes: Float, frame: Frame, method: str, path: str) -> Itera
         if not moves:
             yield rows, planes[:, rows]
             continue
-        mixed = _mix_rows(planes, index[rows], weight[rows])
-        yield rows, np.stack([_across(plane, moves, aligned) for plane in mixed])
+        yield rows, _restored(planes, index[rows], weight[rows], moves, aligned)
+
+
+def restored_stream(bands: Iterable[Band], grid: Size, frame: Frame, method: str, path: str) -> Iterator[Band]:
+    """`restored_bands`, to the bit, of planes on ``grid`` that come in bands themselves, from the top down.
+
+    No more of them is kept than the next band of the picture needs. Its bands are those of `restored_bands`: OpenCV's last
+    bits differ between the first row of an array and the others.
+    """
+    moves = _moves(grid, frame, path)
+    height, width = frame.original_hw
+    if moves is None or method not in METHODS:
+        yield from restored_bands(np.concatenate([part for _, part in bands], axis=1), frame, method, path)
+        return
+    step, aligned, done, top = max(1, BAND_PIXELS // width), method == METHODS[1], 0, 0
+    index, weight = _rows(moves, height, aligned)
+    first, last = index.min(axis=1), index.max(axis=1)  # neither ever falls: nothing is turned upside down
+    held: Float | None = None
+    for rows, part in bands:
+        held = part if held is None or not held.shape[1] else np.concatenate([held, part], axis=1)
+        ready = int(np.searchsorted(last, rows.stop))
+        while done < height and (now := slice(done, min(done + step, height))).stop <= ready:
+            if moves:
+                yield now, _restored(held, index[now] - top, weight[now], moves, aligned)
+            else:
+                yield now, held[:, now.start - top : now.stop - top]
+            done = now.stop
+        kept = min(int(first[done]), rows.stop) if done < height else rows.stop
+        held, top = held[:, kept - top :], kept
+
+
+def _restored(planes: Float, index: NDArray[np.intp], weight: Float, moves: list[_Move], aligned: bool) -> Float:
+    mixed = _mix_rows(planes, index, weight)
+    return np.stack([_across(plane, moves, aligned) for plane in mixed])
 
 
 def _moves(grid: Size, frame: Frame, path: str) -> list[_Move] | None:

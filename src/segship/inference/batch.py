@@ -30,7 +30,7 @@ from segship.inference.journal import (
     relative,
     write_record,
 )
-from segship.inference.outputs import SUFFIX, PredictOptions, keeps_pictures, output_names, write_case
+from segship.inference.outputs import SUFFIX, PredictOptions, keeps_pictures, needs_scores, output_names, write_case
 from segship.inference.prediction import class_path
 from segship.inference.predictor import Failure, Item, Predictor
 
@@ -97,6 +97,7 @@ def predict_files(
             batch=options.batch,
             keep_images=kept.takes if keeps_pictures(options) else False,
             keep_inputs=options.stages is not None,
+            keep_scores=needs_scores(options),
         )
         try:
             if progress is not None:

@@ -11,10 +11,13 @@ Arrays are (K, h, w) float32 in, (K, H, W) or (H, W) out.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
 import numpy as np
 
-from segship.errors import PackageError
-from segship.inference.bands import restored_bands
+from segship.errors import EngineError, PackageError
+from segship.inference.bands import Band, restored_bands, restored_stream
 from segship.inference.preprocess import Frame, restore
 from segship.manifest import Argmax, Decode, Label, Recipe, Regions, Saliency, Threshold
 
@@ -101,6 +104,67 @@ def labels_on_grid(raw: np.ndarray, frame: Frame, decode: Decode) -> np.ndarray:
         out[rows] = found
     assert out is not None  # a picture has rows
     return out
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LabelsAlone:
+    """The decision about a picture whose scores were not kept: class indices of exclusive classes."""
+
+    on_input: np.ndarray
+    """(H, W), on the picture's own grid"""
+    on_network: np.ndarray
+    """(h, w), on the network's"""
+    constant: bool
+    """the scores were the same everywhere"""
+
+
+def decides_in_bands(recipe: Recipe) -> bool:
+    """Whether `labels_alone` gives what such a package decides, without ever holding the scores: those put together from
+    windows are as large as the picture. Other packages' lie on a small grid."""
+    decode = recipe.decode
+    return recipe.tiling is not None and isinstance(decode.decision, Argmax) and decode.restore_what == "logits"
+
+
+def labels_alone(bands: Iterable[Band], grid: tuple[int, int], frame: Frame, decode: Decode) -> LabelsAlone:
+    """Decide while the logits on ``grid`` come in bands, from the top down. Raises EngineError for NaN and infinity."""
+    looked = _Looking(bands, grid, frame.name)
+    out: np.ndarray | None = None
+    for rows, scores in restored_stream(looked, grid, frame, decode.restore_method, decode.restore_path):
+        if not frame.geometry:  # the two grids are one
+            continue
+        found = argmax(scores)
+        if out is None:
+            out = np.empty(frame.original_hw, found.dtype)
+        out[rows] = found
+    assert looked.index is not None  # a picture has rows
+    return LabelsAlone(on_input=looked.index if out is None else out, on_network=looked.index, constant=looked.constant)
+
+
+class _Looking:
+    """Bands that pass by: whether they are finite and all the same, and what they decide on their own grid."""
+
+    def __init__(self, bands: Iterable[Band], grid: tuple[int, int], name: str) -> None:
+        self.bands, self.grid, self.name = bands, grid, name
+        self.index: np.ndarray | None = None
+        self.constant = True
+
+    def __iter__(self) -> Iterator[Band]:
+        first: np.ndarray | None = None
+        for rows, scores in self.bands:
+            require_finite(scores, self.name)
+            first = scores[:, :1, :1].copy() if first is None else first
+            self.constant = self.constant and bool((scores == first).all())
+            found = argmax(scores)
+            if self.index is None:
+                self.index = np.empty(self.grid, found.dtype)
+            self.index[rows] = found
+            yield rows, scores
+
+
+def require_finite(scores: np.ndarray, name: str) -> None:
+    """Raise EngineError where one value is NaN or infinite: then their sum is too, the cheapest look at every value."""
+    if not np.isfinite(scores.sum(dtype=np.float64)):
+        raise EngineError(f"{name}: the network's output holds NaN or infinite values; try --precision fp32")
 
 
 def region_labels(masks: np.ndarray, rule: Regions) -> np.ndarray:

@@ -14,9 +14,9 @@ import numpy as np
 from segship.errors import UsageError
 from segship.inference import matting, writers
 from segship.inference.cutout import check, draw
+from segship.inference.items import Item
 from segship.inference.options import OutputOptions
 from segship.inference.prediction import GRIDS, Grid, Prediction, class_path
-from segship.inference.predictor import Item
 from segship.manifest import Recipe, Saliency, Threshold
 
 Format = Literal["png", "npz", "jpeg"]
@@ -208,6 +208,11 @@ def _write_stages(found: Prediction, item: Item, name: str, folder: Path, raw: b
     arrays = {"read": item.image.pixels, "preprocessed": item.x, "network": found.outputs[0], "decoded": found.decoded}
     arrays |= {f"network_{index}": array for index, array in enumerate(found.outputs) if index}
     return [writers.write_npz(folder / f"{name}.npz", arrays)]
+
+
+def needs_scores(options: PredictOptions) -> bool:
+    """Whether the files hold more of an answer than what was decided."""
+    return options.format == "jpeg" or options.probabilities != "none" or options.stages is not None
 
 
 def keeps_pictures(options: PredictOptions) -> bool:

@@ -10,14 +10,16 @@ from typing import Any, Literal
 
 import numpy as np
 
-from segship.errors import EngineError, OutputError, PackageError, UsageError
+from segship.errors import OutputError, PackageError, UsageError
 from segship.inference import writers
 from segship.inference.cutout import Rendered, has_background, render
 from segship.inference.decode import (
+    LabelsAlone,
     argmax_index,
     class_labels,
     label_dtype,
     region_labels,
+    require_finite,
     saliency_map,
     scores_on_grid,
     threshold_masks,
@@ -56,10 +58,17 @@ def decode(
         raise PackageError(
             f"the graph gives {raw.shape} for one picture, the manifest says {expected} channel(s); export the package again"
         )
-    # One NaN or infinity makes the sum non-finite, and a sum is the cheapest look at every value.
-    if not np.isfinite(raw.sum(dtype=np.float64)):
-        raise EngineError(f"{frame.name}: the network's output holds NaN or infinite values; try --precision fp32")
+    require_finite(raw, frame.name)
     return Prediction(outputs=tuple(outputs), frame=frame, recipe=recipe, grid=grid, activated=activated, image=image)
+
+
+def decide(
+    found: LabelsAlone, frame: Frame, recipe: Recipe, *, grid: Grid = "input", image: Image | None = None
+) -> Prediction:
+    """The prediction for one case that was decided already."""
+    if grid not in GRIDS:
+        raise UsageError(f"grid is one of {', '.join(GRIDS)}, not {grid!r}")
+    return Prediction(outputs=(), frame=frame, recipe=recipe, grid=grid, image=image, labels_alone=found)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -67,13 +76,15 @@ class Prediction:
     """What the network says about one picture, on the picture's own grid (or the network's, see `on_grid`)."""
 
     outputs: tuple[np.ndarray, ...]
-    """raw network outputs (K, h, w) float32; the first is the answer"""
+    """raw network outputs (K, h, w) float32; the first is the answer. None where the labels alone were kept"""
     frame: Frame
     recipe: Recipe
     grid: Grid = "input"
     activated: bool = False
     image: Image | None = None
     """the decoded picture, kept for overlays and cutouts where it was asked for"""
+    labels_alone: LabelsAlone | None = None
+    """what was decided while windows ran, where the scores were not to be kept"""
 
     def __repr__(self) -> str:
         height, width = self.size_hw
@@ -91,6 +102,8 @@ class Prediction:
     @cached_property
     def constant_output(self) -> bool:
         """Whether the network gave one value for the whole picture (a saliency map is then all zeros)."""
+        if self.labels_alone is not None:
+            return self.labels_alone.constant
         flat = self.outputs[0].reshape(len(self.outputs[0]), -1)
         first = flat[:, :1]
         return bool((flat[:, -1:] == first).all() and (flat == first).all())
@@ -100,7 +113,8 @@ class Prediction:
         """(height, width) of labels, masks and probabilities."""
         if self.grid == "input":
             return self.frame.original_hw
-        return self.outputs[0].shape[1], self.outputs[0].shape[2]
+        shape = self.outputs[0].shape[1:] if self.labels_alone is None else self.labels_alone.on_network.shape
+        return shape[0], shape[1]
 
     @property
     def classes(self) -> tuple[Label, ...]:
@@ -112,6 +126,12 @@ class Prediction:
         """(K, h, w) float32 on the network's own grid. Raises UsageError where the graph gives probabilities."""
         if self.recipe.network.outputs[0].values != "logits" or self.activated:
             raise UsageError("this network gives probabilities, not logits; use .probabilities")
+        return self._scores
+
+    @property
+    def _scores(self) -> np.ndarray:
+        if self.labels_alone is not None:
+            raise UsageError("the scores of this picture were not kept; call the model with keep_scores=True")
         return self.outputs[0]
 
     @property
@@ -125,7 +145,7 @@ class Prediction:
         if isinstance(decision, Saliency):
             found = self.saliency
             return (found.astype(np.float32) / np.float32(255) if found.dtype == np.uint8 else found)[None]
-        return scores_on_grid(self.outputs[0], self.recipe.decode, self._restored, self.activated)
+        return scores_on_grid(self._scores, self.recipe.decode, self._restored, self.activated)
 
     @cached_property
     def saliency(self) -> np.ndarray:
@@ -175,7 +195,7 @@ class Prediction:
             chosen = (levels.astype(np.float32) / scale > np.float32(decision.threshold)).astype(np.uint8)
             return np.minimum(self._smoothed(chosen * np.uint8(255)), np.uint8(1))
         if isinstance(decision, Argmax):
-            index = argmax_index(self.outputs[0], self.recipe.decode, self._restored, self.activated)
+            index = self._index()
             ids = tuple(label.id for label in self.classes)
             if ids != tuple(range(len(ids))):
                 index = np.array(ids, label_dtype(ids))[index]
@@ -187,6 +207,12 @@ class Prediction:
         for mask, label in zip(self.masks, ids, strict=True):
             labels[mask] = label
         return labels
+
+    def _index(self) -> np.ndarray:
+        """(H, W) index of each pixel's class."""
+        if self.labels_alone is not None:
+            return self.labels_alone.on_input if self.grid == "input" else self.labels_alone.on_network
+        return argmax_index(self.outputs[0], self.recipe.decode, self._restored, self.activated)
 
     @property
     def decoded(self) -> np.ndarray:

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -14,52 +14,29 @@ import numpy as np
 
 from segship.engines import DEFAULT_ENGINE, Session, SessionOptions
 from segship.errors import InputError, PackageError, SegshipError, UsageError
-from segship.inference.bands import restored_bands
-from segship.inference.decode import activate
+from segship.inference.bands import Band, restored_bands, restored_stream
+from segship.inference.decode import decides_in_bands, labels_alone
 from segship.inference.images import DEFAULT_LIMITS, ArrayOrder, Image, Limits, Source, read_image
+from segship.inference.items import Failure, Item, source_name
 from segship.inference.members import Members
 from segship.inference.pipeline import batches, helper_threads, in_order, ordered_map
 from segship.inference.precision import AUTO_MAX_DROP, Choice, choose_precision
-from segship.inference.prediction import Grid, Prediction, decode
+from segship.inference.prediction import Grid, Prediction, decide, decode
 from segship.inference.preprocess import Frame, Prepared, check_input_shape, prepare
-from segship.inference.views import Augmenting, affordable_batch, augmented, check_recipe, pixels_at_once
+from segship.inference.views import (
+    Augmenting,
+    affordable_batch,
+    augmented,
+    check_recipe,
+    mean_probabilities,
+    pixels_at_once,
+)
 from segship.inference.volume_network import lone_window
-from segship.inference.windows import run_picture
+from segship.inference.windows import picture_bands, run_picture
 from segship.manifest import Manifest, Recipe, Variant
 from segship.package import Package, cache_folder, open_package
 
 R = TypeVar("R")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Failure:
-    """An input of a stream that could not be done; the others went on."""
-
-    name: str
-    error: SegshipError
-
-    def __str__(self) -> str:
-        return str(self.error)
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Item:
-    """One input on its way through `Predictor.run`."""
-
-    number: int
-    name: str
-    frame: Frame | None = None
-    x: np.ndarray | None = None
-    """prepared (C, h, w); dropped after inference unless it is to be kept"""
-    image: Image | None = None
-    keep: bool = True
-    """the picture stays with the result"""
-    outputs: tuple[np.ndarray, ...] = ()
-    error: SegshipError | None = None
-
-    @property
-    def shape(self) -> tuple[int, ...] | None:
-        return None if self.x is None or self.error else self.x.shape
 
 
 class Predictor:
@@ -88,6 +65,8 @@ class Predictor:
         self.batch = batch
         self.limits = limits
         self.array_order: ArrayOrder = array_order
+        self.tta = tta
+        """whose test-time augmentation runs; None without"""
         self.views: list[Recipe] = []
         """the recipes whose probabilities are averaged, with test-time augmentation; none without"""
         if tta is not None:
@@ -164,15 +143,20 @@ class Predictor:
 
     # ----------------------------------------------------------------------------------------- one input
 
-    def __call__(self, source: Source, *, probabilities: bool = False, grid: Grid = "input") -> Prediction:
+    def __call__(
+        self, source: Source, *, probabilities: bool = False, grid: Grid = "input", keep_scores: bool = True
+    ) -> Prediction:
         """Predict one picture: a path, encoded bytes, a PIL image, or an array (H, W[, 1|3|4]), RGB unless opened otherwise.
 
         Masks and probabilities are computed when first read; ``probabilities=True`` computes them now.
+        ``keep_scores=False`` is for those who want labels alone: where windows make a picture's scores as large as the
+        picture itself (160 MB of a street scene) they are given up row by row, and asking for them raises UsageError.
         Raises InputError for an input that cannot be read.
         """
         image = self.read(source)
-        outputs, frame = self._infer(image)
-        found = self._decode(outputs, frame, grid, image)
+        item = self._inferred(Item(number=0, name=image.name, image=image), self.batch, keep_scores or probabilities)
+        assert item.frame is not None
+        found = self._decode(item, item.frame, grid)
         if probabilities:
             _ = found.probabilities
         return found
@@ -203,7 +187,7 @@ class Predictor:
         recipe = recipe or self.manifest
         prepared = prepare(image, recipe)
         outputs = self._run_picture(prepared.x, recipe, self.batch)
-        found = self._decode(outputs, prepared.frame, "input", None)
+        found = self._decode(Item(number=0, name=image.name, outputs=outputs), prepared.frame, "input")
         return {
             "read": image.pixels,
             "preprocessed": prepared.x,
@@ -242,20 +226,24 @@ class Predictor:
         batch: int | None = None,
         grid: Grid = "input",
         keep_images: bool = False,
+        keep_scores: bool = True,
     ) -> Iterator[Prediction | Failure]:
         """Predict many pictures in order; reading and inference overlap. A broken one comes as a `Failure`.
 
         Inputs of equal prepared size share a batch. Memory is bounded by a few batches, whatever the number of
-        inputs; ``keep_images`` keeps each decoded picture with its prediction, for overlays.
+        inputs; ``keep_images`` keeps each decoded picture with its prediction, for overlays; ``keep_scores`` as in a call.
         """
-        return self.run(sources, lambda item: self.result(item, grid), batch=batch, keep_images=keep_images, threads=1)
+        return self.run(
+            sources, lambda item: self.result(item, grid), batch=batch, keep_images=keep_images, threads=1,
+            keep_scores=keep_scores,
+        )  # fmt: skip
 
     def result(self, item: Item, grid: Grid = "input") -> Prediction | Failure:
         """What `stream` gives for an item of `run`."""
         error = item.error
         if error is None and item.frame is not None:
             try:
-                return self._decode(item.outputs, item.frame, grid, item.image)
+                return self._decode(item, item.frame, grid)
             except SegshipError as raised:
                 error = raised
         assert error is not None
@@ -269,6 +257,7 @@ class Predictor:
         batch: int | None = None,
         keep_images: bool | Callable[[Image], bool] = False,
         keep_inputs: bool = False,
+        keep_scores: bool = True,
         threads: int | None = None,
     ) -> Generator[R, None, None]:
         """The chain under `stream`: ``finish`` is called in threads of its own with each item, results come in order.
@@ -290,7 +279,8 @@ class Predictor:
             return self._read_item(*numbered, keep_image=keep_images)
 
         def infer(group: list[Item]) -> list[Item]:
-            return self._infer_items(group, size, keep_inputs)
+            found = self._infer_items(group, size, keep_scores)
+            return found if keep_inputs else [replace(item, x=None) for item in found]
 
         readers = helper_threads()
         streams = self.options.streams
@@ -315,64 +305,68 @@ class Predictor:
         keep = keep_image(image) if callable(keep_image) else keep_image
         return Item(number=number, name=name, frame=prepared.frame, x=prepared.x, image=image if keep else None)
 
-    def _infer(self, image: Image, batch: int | None = None) -> tuple[tuple[np.ndarray, ...], Frame]:
-        """All outputs for one picture, and where they lie."""
-        if self.views:
-            found, frame = self._augmented(image, batch or self.batch)
-            return (found,), frame
-        prepared = prepare(image, self.manifest)
-        return self._run_picture(prepared.x, self.manifest, batch or self.batch), prepared.frame
-
     def _run_picture(self, x: np.ndarray, recipe: Recipe, batch: int) -> tuple[np.ndarray, ...]:
         """All outputs for one prepared picture; its windows, where it has them, go ``batch`` at a time."""
         count = None if recipe.tiling is None else batch
         return run_picture(lambda parts: self.members(parts, count), x, recipe, batch)
 
-    def _augmented(self, image: Image, batch: int) -> tuple[np.ndarray, Frame]:
-        """The mean of the views' probabilities (K, H, W) on the picture's own grid; one view is held at a time."""
-        decode, total = self.manifest.decode, None
-        for recipe in self.views:
-            prepared = prepare(image, recipe)
-            raw = self._run_picture(prepared.x, recipe, batch)[0]
-            if total is None:
-                total = np.zeros((len(raw), *image.size_hw), np.float32)
-            activation = "none" if self.members.averages_probabilities else decode.activation
-            for rows, scores in restored_bands(raw, prepared.frame, decode.restore_method, decode.restore_path):
-                total[:, rows] += activate(scores, activation)
-        assert total is not None
-        total /= np.float32(len(self.views))
-        size = image.size_hw
-        return total, Frame(name=image.name, original_hw=size, prepared_hw=size, geometry=(), notes=image.notes)
+    def _bands(self, x: np.ndarray, recipe: Recipe, batch: int) -> Iterator[Band]:
+        """The first output for one prepared picture of windows, in bands of rows on its own grid."""
+        return picture_bands(lambda parts: self.members(parts, batch), x, recipe, batch)
 
-    def _infer_alone(self, item: Item, batch: int, keep_inputs: bool) -> Item:
-        """An item that shares no batch: of several views, or of windows, which fill batches themselves."""
-        try:
-            if item.x is None:
-                assert item.image is not None
-                outputs, frame = self._infer(item.image, batch)
-                return replace(item, outputs=outputs, frame=frame, image=item.image if item.keep else None)
-            outputs = self._run_picture(item.x, self.manifest, batch)
-            return replace(item, x=item.x if keep_inputs else None, outputs=outputs)
-        except SegshipError as error:
-            return replace(item, x=None, error=error)
+    def _scores_on_picture(self, prepared: Prepared, recipe: Recipe, batch: int) -> Iterator[Band]:
+        """The first output on the picture's own grid, in bands of rows."""
+        rule = (prepared.frame, recipe.decode.restore_method, recipe.decode.restore_path)
+        if recipe.tiling is None:
+            return restored_bands(self._run_picture(prepared.x, recipe, batch)[0], *rule)
+        sides = (prepared.x.shape[1], prepared.x.shape[2])
+        return restored_stream(self._bands(prepared.x, recipe, batch), sides, *rule)
 
-    def _infer_items(self, group: list[Item], batch: int, keep_inputs: bool) -> list[Item]:
+    def _inferred(self, item: Item, batch: int, keep_scores: bool) -> Item:
+        """An item that shares no batch: of several views, or of windows, which fill batches themselves. Raises SegshipError."""
+        if self.views:
+            assert item.image is not None
+            activation = "none" if self.members.averages_probabilities else self.manifest.decode.activation
+            mean = mean_probabilities(
+                self.views, item.image, activation, lambda one, recipe: self._scores_on_picture(one, recipe, batch)
+            )
+            size, notes = item.image.size_hw, item.image.notes
+            frame = Frame(name=item.image.name, original_hw=size, prepared_hw=size, geometry=(), notes=notes)
+            return replace(item, outputs=(mean,), frame=frame, image=item.image if item.keep else None)
+        if item.x is None or item.frame is None:
+            assert item.image is not None
+            prepared = prepare(item.image, self.manifest)
+        else:
+            prepared = Prepared(x=item.x, frame=item.frame)
+        x, frame = prepared.x, prepared.frame
+        if keep_scores or not decides_in_bands(self.manifest):
+            return replace(item, outputs=self._run_picture(x, self.manifest, batch), frame=frame)
+        sides = (x.shape[1], x.shape[2])
+        found = labels_alone(self._bands(x, self.manifest, batch), sides, frame, self.manifest.decode)
+        return replace(item, labels=found, frame=frame)
+
+    def _infer_items(self, group: list[Item], batch: int, keep_scores: bool) -> list[Item]:
         if group[0].error is not None:
             return group
         if self.views or self.manifest.tiling is not None:
-            return [self._infer_alone(item, batch, keep_inputs) for item in group]
+            return [self._or_failed(item, batch, keep_scores) for item in group]
         try:
             outputs = self.members(np.stack([item.x for item in group if item.x is not None]), batch)
         except SegshipError as error:
             return [replace(item, x=None, error=error) for item in group]
-        return [
-            replace(item, x=item.x if keep_inputs else None, outputs=tuple(array[i] for array in outputs))
-            for i, item in enumerate(group)
-        ]
+        return [replace(item, outputs=tuple(array[i] for array in outputs)) for i, item in enumerate(group)]
 
-    def _decode(self, outputs: tuple[np.ndarray, ...], frame: Frame, grid: Grid, image: Image | None) -> Prediction:
+    def _or_failed(self, item: Item, batch: int, keep_scores: bool) -> Item:
+        try:
+            return self._inferred(item, batch, keep_scores)
+        except SegshipError as error:
+            return replace(item, error=error)
+
+    def _decode(self, item: Item, frame: Frame, grid: Grid) -> Prediction:
+        if item.labels is not None:
+            return decide(item.labels, frame, self.manifest, grid=grid, image=item.image)
         activated = self.members.averages_probabilities or bool(self.views)
-        return decode(outputs, frame, self.manifest, grid=grid, activated=activated, image=image)
+        return decode(item.outputs, frame, self.manifest, grid=grid, activated=activated, image=item.image)
 
 
 def _class_for(asked: type[Predictor], manifest: Manifest) -> type[Predictor]:
@@ -382,12 +376,3 @@ def _class_for(asked: type[Predictor], manifest: Manifest) -> type[Predictor]:
     from segship.inference.volume_predictor import VolumePredictor
 
     return VolumePredictor
-
-
-def source_name(source: Source) -> str:
-    """A source's name in messages and results: the path as given, else its kind."""
-    if isinstance(source, Image):
-        return source.name
-    if isinstance(source, (str, Path)):
-        return str(source)
-    return type(source).__name__

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, get_args
 
+import numpy as np
+
 from segship.errors import UsageError
+from segship.inference.bands import Band, Float
+from segship.inference.decode import activate
+from segship.inference.images import Image
+from segship.inference.preprocess import Prepared, prepare
 from segship.manifest import ImageResize, Mirror, Recipe, Resize, ResizeByFactor, ResizeKeepRatio, Step, Tiling
 
 Augmenting = Literal["1.x", "0.x"]
@@ -48,6 +55,22 @@ def _scaled(recipe: Recipe, kind: Augmenting, ratio: float) -> Resizing:
         return step.model_copy(update=sides)
     method: ImageResize = "opencv:linear" if step is None else step.method
     return ResizeByFactor(factor=ratio, keep_ratio=True, method=method)
+
+
+def mean_probabilities(
+    views: Sequence[Recipe], image: Image, activation: str, scores: Callable[[Prepared, Recipe], Iterator[Band]]
+) -> Float:
+    """The mean of the views' probabilities (K, H, W) on the picture's own grid; ``scores`` gives a view's, restored, in
+    bands of rows. One view is prepared and held at a time."""
+    total: Float | None = None
+    for recipe in views:
+        for rows, found in scores(prepare(image, recipe), recipe):
+            if total is None:
+                total = np.zeros((len(found), *image.size_hw), np.float32)
+            total[:, rows] += activate(found, activation)
+    assert total is not None
+    total /= np.float32(len(views))
+    return total
 
 
 def resizing(recipe: Recipe) -> Resizing | None:

@@ -168,7 +168,9 @@ def check_scoring(scorer: str, options: Collection[str]) -> None:
 def _streaming(predictor: Predictor, batch: int | None) -> dict[str, Any]:
     """How `stream` is called: of volumes, a batch is one of windows."""
     if predictor.manifest.input.kind == "image":
-        return {"batch": batch or default_batch(predictor.manifest.metric.scorer), "keep_images": True}
+        name = predictor.manifest.metric.scorer
+        scores = not getattr(get_scorer(name), "LABELS_ALONE", False)
+        return {"batch": batch or default_batch(name), "keep_images": True, "keep_scores": scores}
     tiles: Any = getattr(predictor, "tiles")  # noqa: B009
     return {"tiles": replace(tiles, batch=batch or tiles.batch)}
 

@@ -41,6 +41,8 @@ TABLE = ("aAcc", "mIoU", "mAcc")
 FORMATS = ("0.x", "1.x")
 BATCH = 1
 """pictures of a street take hundreds of megabytes each inside a network; upstream tests one at a time too"""
+LABELS_ALONE = True
+"""nothing but the decision is scored"""
 METRICS = {
     "aAcc": "share of all scored pixels that are right",
     "mIoU": "intersection / union of each class over the pixels of all images, then the mean over classes",
