@@ -155,7 +155,7 @@ class Page:
 
 
 SHOWN = (
-    "!document.getElementById('controls').hidden && document.getElementById('status').textContent.includes('covers')"
+    "!document.getElementById('controls').hidden && document.getElementById('status').textContent.includes('pixels')"
 )
 
 

@@ -15,6 +15,7 @@ from made_pictures import picture
 from PIL import Image
 from serving import argmax_package
 from test_serve_process import serving
+from tiny_labels import LABELS, label_package, scene
 from tiny_saliency import saliency_package
 
 pytestmark = pytest.mark.skipif(program() is None, reason="no Chromium is installed")
@@ -41,6 +42,12 @@ def standout(tmp_path_factory):
 @pytest.fixture(scope="module")
 def three(tmp_path_factory):
     with serving(argmax_package(tmp_path_factory.mktemp("page") / "three.segship").path) as (address, _):
+        yield address
+
+
+@pytest.fixture(scope="module")
+def street(tmp_path_factory):
+    with serving(label_package(tmp_path_factory.mktemp("page") / "street.segship", int8=False).path) as (address, _):
         yield address
 
 
@@ -71,6 +78,16 @@ def view(page: Page, name: str) -> np.ndarray:
 def slide(page: Page, name: str, value: int) -> None:
     page.run(f"(e => {{ e.value = {value}; e.dispatchEvent(new Event('input', {{bubbles: true}})) }})({name})")
     settle(page)
+
+
+def fetched(page: Page, output: str, name: str) -> bytes:
+    """A download's bytes, by its button."""
+    page.run(f"document.querySelector('[data-output={output}]').click()")
+    target, deadline = page.downloads / name, time.monotonic() + 20
+    while not target.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(0.1)
+    return target.read_bytes()
 
 
 def settle(page: Page) -> None:
@@ -112,13 +129,7 @@ def test_the_threshold_decides_in_the_page_and_in_the_download(browser, classes,
         map_ = decode(ask(classes, path, output="map"))
         np.testing.assert_array_equal(shown, np.where(map_ > percent * 2.55, 255, 0))
         assert browser.run("document.getElementById('thresholdText').value") == f"{percent / 100:.2f}"
-    browser.run("document.querySelector('[data-output=mask]').click()")
-    target = browser.downloads / "cells_mask.png"
-    deadline = time.monotonic() + 20
-    while not target.exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    time.sleep(0.1)
-    assert target.read_bytes() == ask(classes, path, threshold=0.9)
+    assert fetched(browser, "mask", "cells_mask.png") == ask(classes, path, threshold=0.9)
     assert browser.complaints() == []
 
 
@@ -148,6 +159,29 @@ def test_one_class_a_pixel_is_shown_in_the_package_s_colours(browser, three, tmp
     shown = canvas(browser)[..., :3]
     np.testing.assert_array_equal(shown[labels == 1], np.broadcast_to((213, 44, 90), shown[labels == 1].shape))
     np.testing.assert_array_equal(shown[labels == 2], np.broadcast_to((30, 90, 220), shown[labels == 2].shape))
+    assert browser.complaints() == []
+
+
+def test_a_street_is_shown_class_by_class_and_its_label_files_downloaded(browser, street, tmp_path):
+    path = write(tmp_path / "street.png", scene(5)[0])
+    ready(browser, street)
+    assert "road, sidewalk" in browser.run("document.getElementById('list').textContent")
+    browser.drop(path)
+    browser.wait(SHOWN)
+    labels = decode(ask(street, path))
+    colors = np.array([label.color for label in LABELS], np.uint8)
+    np.testing.assert_array_equal(view(browser, "mask")[..., :3], colors[labels])
+    view(browser, "overlay")
+    slide(browser, "opacity", 100)
+    np.testing.assert_array_equal(canvas(browser)[..., :3], colors[labels])
+    lines = browser.run("Array.from(document.querySelectorAll('#found li')).map(e => e.textContent)")
+    counts = np.bincount(labels.ravel(), minlength=len(LABELS))
+    assert lines[0] == f"{LABELS[counts.argmax()].name}{100 * counts.max() / labels.size:.1f} %"
+    assert len(lines) == (counts > 0).sum()
+    shown = browser.run("Array.from(document.querySelectorAll('#downloads button')).filter(e => e.offsetParent).map(e => e.textContent)")  # fmt: skip
+    assert shown == ["Labels", "Label ids", "Colours", "Cityscapes", "Overlay"]
+    for output in ("ids", "color", "cityscapes"):
+        assert fetched(browser, output, f"street_{output}.png") == ask(street, path, output=output)
     assert browser.complaints() == []
 
 

@@ -20,6 +20,7 @@ import cv2
 import httpx
 import pytest
 from made_pictures import picture, write_pictures
+from tiny_labels import label_package
 from tiny_saliency import saliency_package
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -210,12 +211,14 @@ EXAMPLES = [line for line in PICTURES.splitlines() if line.startswith("curl ")]
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 def test_the_examples_in_the_documentation_work(tmp_path):
     package = saliency_package(tmp_path / "object.segship", size=64)
-    for name in ("photo.jpg", "beach.jpg"):
+    street = label_package(tmp_path / "street.segship", int8=False)
+    for name in ("photo.jpg", "beach.jpg", "frame.png"):
         cv2.imwrite(str(tmp_path / name), picture(len(name)))
-    assert len(EXAMPLES) > 12
-    with serving(package.path) as (address, _):
+    assert len(EXAMPLES) > 14
+    with serving(package.path) as (address, _), serving(street.path) as (for_streets, _):
         for line in EXAMPLES:
-            command = shlex.split(line.replace("http://127.0.0.1:8000", address))
+            server = for_streets if "frame.png" in line else address
+            command = shlex.split(line.replace("http://127.0.0.1:8000", server))
             done = subprocess.run([*command, "-s"], cwd=tmp_path, capture_output=True)
             assert done.returncode == 0, line
             if "-o" in command:

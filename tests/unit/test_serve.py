@@ -10,13 +10,17 @@ import cv2
 import numpy as np
 import pytest
 from serving import Server, argmax_package, png
+from tiny_labels import LABELS, label_ids, label_package, scene
+from tiny_mmseg import slide, street_package
 from tiny_package import tiny_package
 from tiny_saliency import saliency_package
 
 from segship.cli import run
+from segship.errors import UsageError
+from segship.inference.cutout import check
 from segship.inference.options import OutputOptions
 from segship.inference.predictor import Predictor
-from segship.serve.answers import summary
+from segship.serve.answers import possible_outputs, summary
 
 PICTURE = png(1)
 FILE = {"file": ("a.png", PICTURE, "image/png")}
@@ -46,6 +50,14 @@ def standout(tmp_path_factory):
 def three(tmp_path_factory):
     """A server of one class a pixel."""
     package = argmax_package(tmp_path_factory.mktemp("serve") / "three.segship")
+    with Predictor.open(package) as predictor, Server(predictor) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def street(tmp_path_factory):
+    """A server of Cityscapes' classes, none of them a background."""
+    package = label_package(tmp_path_factory.mktemp("serve") / "street.segship", int8=False)
     with Predictor.open(package) as predictor, Server(predictor) as server:
         yield server
 
@@ -184,6 +196,65 @@ def test_one_class_a_pixel(three):
     assert "threshold needs" in refusal(refused, 400)
 
 
+@pytest.mark.parametrize("output", ["mask", "ids", "color", "cityscapes", "overlay"])
+def test_label_files_are_those_that_predict_writes(street, tmp_path, output):
+    path = tmp_path / "a.png"
+    cv2.imwrite(str(path), scene(5)[0])
+    command = ["predict", str(street.predictor.package.path), str(path), "-o", str(tmp_path / "out")]
+    assert run([*command, "--output", output, "-q"]) == 0
+    answer = street.ask("POST", "/v1/predict", files={"file": path.read_bytes()}, data={"output": output})
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["content-disposition"] == f'inline; filename="{output}.png"'
+    assert answer.content == (tmp_path / "out" / "a.png").read_bytes()
+
+
+def test_numbers_of_a_street_count_its_first_class(street):
+    picture = cv2.imencode(".png", scene(5)[0])[1].tobytes()
+    labels = street.predictor(picture).labels
+    classes = street.ask("POST", "/v1/predict", files={"file": picture}, data={"output": "json"}).json()["classes"]
+    assert [one["name"] for one in classes] == [label.name for label in LABELS]
+    assert classes[0]["pixels"] == int((labels == 0).sum()) > 0
+    assert sum(one["fraction"] for one in classes) == pytest.approx(1)
+
+
+def test_label_files_that_a_package_cannot_give_are_refused(street, three, standout):
+    def refused(server, **fields):
+        return refusal(server.ask("POST", "/v1/predict", files=FILE, data=fields), 400)
+
+    assert "does not know the label ids of Cityscapes" in refused(three, output="cityscapes")
+    assert "leave them out" in refused(street, output="ids", rgb_mask="true")
+    assert "nothing to cut out" in refused(street, output="cutout")
+    outputs = {name: server.ask("GET", "/v1/model").json()["outputs"] for name, server in (("street", street), ("three", three))}  # fmt: skip
+    assert outputs["street"] == ["mask", "ids", "color", "cityscapes", "overlay", "map", "json", "probabilities"]
+    assert {"ids", "color", "cutout"} <= set(outputs["three"])
+    recipe = standout.predictor.manifest.recipe
+    decision = recipe.decode.decision.model_copy(update={"threshold": None})
+    greys = recipe.model_copy(update={"decode": recipe.decode.model_copy(update={"decision": decision})})
+    assert {"mask", "cutout"} <= set(possible_outputs(greys)) < {"mask", "overlay", "cutout", "composite", "map", "json", "probabilities", "-"}  # fmt: skip
+    with pytest.raises(UsageError, match="give a threshold"):
+        check(greys, OutputOptions(kind="color"))
+    ids = street.ask("POST", "/v1/predict", files=FILE, data={"output": "ids"}).content
+    found = street.predictor(PICTURE).labels
+    np.testing.assert_array_equal(cv2.imdecode(np.frombuffer(ids, np.uint8), cv2.IMREAD_UNCHANGED), label_ids(found))
+    colored = standout.ask("POST", "/v1/predict", files=FILE, data={"output": "color", "threshold": "0.5"})
+    assert colored.content == standout.predictor(PICTURE).encode(options=OutputOptions(kind="color", threshold=0.5))
+
+
+@pytest.mark.parametrize("tta", [None, "1.x"])
+def test_windows_and_augmentation_give_the_files_of_predict(tmp_path, tta):
+    package = street_package(tmp_path / "windows.segship", tiling=slide())
+    path = tmp_path / "a.png"
+    path.write_bytes(PICTURE)
+    more = [] if tta is None else ["--tta", tta, "--tta-ratios", "0.5,1"]
+    assert run(["predict", str(package.path), str(path), "-o", str(tmp_path / "out"), "-q", *more]) == 0
+    ratios = None if tta is None else (0.5, 1.0)
+    with Predictor.open(package, tta=tta, tta_ratios=ratios) as predictor, Server(predictor) as server:
+        assert server.ask("POST", "/v1/predict", files=FILE).content == (tmp_path / "out" / "a.png").read_bytes()
+        sent = server.ask("POST", "/v1/predict", files=FILE, data={"output": "probabilities"})
+        assert sent.status_code == 200, sent.text
+        assert server.ask("GET", "/v1/model").json()["serving"]["tta"] == tta
+
+
 def test_answers_say_what_ran(classes):
     answer = classes.ask("POST", "/v1/predict", files=FILE)
     assert answer.headers["segship-package"] == classes.predictor.package.sha256
@@ -207,7 +278,7 @@ def test_notes_travel_in_a_header(classes):
 @pytest.mark.parametrize(
     ("fields", "status", "said"),
     [
-        ({"output": "masks"}, 400, "one of mask, map"),
+        ({"output": "masks"}, 400, "one of mask, ids"),
         ({"tresholt": "0.5"}, 400, "did you mean 'threshold'"),
         ({"nonsense": "1"}, 400, "there are: output"),
         ({"threshold": "1.5"}, 400, "a number from 0 to 1"),
@@ -354,6 +425,7 @@ def test_openapi_lists_the_fields(classes):
     paths = classes.ask("GET", "/openapi.json").json()["paths"]
     form = paths["/v1/predict"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
     assert {"file", "output", "threshold", "background"} <= set(form["properties"])
+    assert {"mask", "ids", "color", "cityscapes", "overlay"} <= set(form["properties"]["output"]["enum"])
     assert {"file", "a", "af", "ab", "ae", "om", "ppm", "bgc", "model"} <= set(
         paths["/api/remove"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]["properties"]
     )

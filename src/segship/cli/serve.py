@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from segship.cli.options import PRECISION_HELP, with_engine
+from segship.cli.options import PRECISION_HELP, FloatList, with_engine
 from segship.errors import UsageError
 from segship.serve.options import ServeOptions, VolumeServeOptions
 
@@ -28,6 +28,14 @@ def _both(name: str) -> str:
 @click.option("--host", default=_PICTURES.host, show_default=True, help="Address to listen on; 0.0.0.0 for all.")
 @click.option("--port", type=int, default=_PICTURES.port, show_default=True, help="0 takes a free one.")
 @click.option("--precision", default="fp32", show_default=True, help=PRECISION_HELP)
+@click.option(
+    "--tta",
+    type=click.Choice(["1.x", "0.x"]),
+    is_flag=False,
+    flag_value="1.x",
+    help="mmseg: average several sizes and mirrorings of every picture, as `segship predict --tta` does.",
+)
+@click.option("--tta-ratios", type=FloatList(), help="mmseg: the sizes of --tta, such as 0.5,1,1.5 [the package's].")
 @click.option("--queue", type=int, help=f"Requests or jobs that may wait; 429 beyond {_both('queue')}.")
 @click.option("--timeout", type=float, help=f"Pictures: seconds for an answer; 503 [{_PICTURES.timeout:g}].")
 @click.option("--upload-timeout", type=float, help=f"Seconds for a body; 408 {_both('upload_timeout')}.")
@@ -69,6 +77,8 @@ def serve(package: str, precision: str, quiet: bool, verbose: bool, **rest: Any)
     names = {field.name for kind in (ServeOptions, VolumeServeOptions) for field in fields(kind)}
     given = {name: value for name in sorted(names) if (value := rest.pop(name)) is not None}
     previous = rest.pop("previous_stage")
+    if rest["tta_ratios"] and rest["tta"] is None:
+        raise UsageError("--tta-ratios are the sizes of --tta; add that")
     opened = open_package(package)
     options = _build(VolumeServeOptions if opened.manifest.input.kind == "volume" else ServeOptions, given)
     limits = replace(DEFAULT_LIMITS, max_pixels=options.max_pixels, max_bytes=options.max_bytes)

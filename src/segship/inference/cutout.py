@@ -97,13 +97,15 @@ def check(recipe: Recipe, options: OutputOptions) -> None:
 def _require_labels(recipe: Recipe, options: OutputOptions) -> None:
     decision = recipe.decode.decision
     if isinstance(decision, Saliency) and decision.threshold is None and options.threshold is None:
-        raise UsageError(f"{options.kind} is made of classes and this package gives maps of grey; add --threshold 0.5")
+        raise UsageError(
+            f"{options.kind} is made of classes and this package gives maps of grey; give a threshold, 0.5 for example"
+        )
     if options.clean_mask or options.matting or options.rgb_mask:
         raise UsageError(f"clean_mask, matting and rgb_mask are for masks, not for {options.kind}; leave them out")
     if options.kind == "cityscapes" and not any(label.file_value is not None for label in recipe.labels):
         raise UsageError(
             f"package '{recipe.name}' does not know the label ids of Cityscapes (labels.file_value in its manifest); "
-            "take --output ids or color, or export it again from a network with Cityscapes' classes"
+            "take ids or color, or export it again from a network with Cityscapes' classes"
         )
 
 

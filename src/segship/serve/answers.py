@@ -15,8 +15,8 @@ from fastapi.responses import Response
 from segship.errors import UsageError
 from segship.inference import writers
 from segship.inference.containers import inspect_container
-from segship.inference.cutout import check
-from segship.inference.options import STYLES, OutputOptions, parse_color
+from segship.inference.cutout import check, has_background
+from segship.inference.options import LABEL_KINDS, STYLES, OutputOptions, parse_color
 from segship.inference.prediction import Prediction
 from segship.manifest import Recipe, Saliency
 from segship.serve import memory
@@ -27,8 +27,10 @@ from segship.serve.refused import Refused
 if TYPE_CHECKING:
     from segship.serve.service import Service
 
-OUTPUTS = ("mask", "map", "overlay", "cutout", "composite", "json", "probabilities")
-PICTURES = ("mask", "overlay", "cutout", "composite")
+PICTURES = ("mask", *LABEL_KINDS, "overlay", "cutout", "composite")
+OUTPUTS = (*PICTURES, "map", "json", "probabilities")
+SCORES = ("map", "probabilities")
+"""made of the scores themselves; all others of what was decided by them"""
 PNG, JSON, NPZ = "image/png", "application/json", "application/octet-stream"
 HEADERS = ("segship-package", "segship-precision", "segship-notes", "server-timing", "content-disposition")
 MAX_ERODE = 100
@@ -59,8 +61,9 @@ PREDICT_FIELDS = (
         kind="choice",
         choices=OUTPUTS,
         default="mask",
-        about="mask, overlay, cutout, composite: as `segship predict` writes them; map: one class's probability in 8 "
-        "bits; json: what was found, in numbers; probabilities: float32, as .npz",
+        about="PNG as `segship predict --output` writes them: mask (class numbers where classes exclude each other), ids (the "
+        "data set's own numbers), color, cityscapes (label ids with a palette, to hand in), overlay, cutout, composite; "
+        "map: one class's probability in 8 bits; json: what was found, in numbers; probabilities: float32, as .npz",
     ),
     Field(name="threshold", kind="number", low=0, high=1, about="decide strictly above this value"),
     _flag("clean_mask", "remove lone pixels and ragged edges"),
@@ -202,7 +205,7 @@ def answer(service: Service, data: bytes, wanted: Wanted) -> Answer:
 
 
 def _predict(service: Service, data: bytes, wanted: Wanted) -> Answer:
-    found = service.predictor(service.predictor.read(data, "the picture"))
+    found = service.predictor(service.predictor.read(data, "the picture"), keep_scores=wanted.output in SCORES)
     if wanted.output in PICTURES:
         rendered = found.render(wanted.options)
         return Answer(content=rendered.encode(), media_type=PNG, file_name=f"{wanted.output}.png", notes=rendered.notes)
@@ -242,7 +245,8 @@ def _npz(probabilities: np.ndarray) -> bytes:
 
 def summary(found: Prediction) -> dict[str, Any]:
     """Size, notes, and for each class how much of the picture it covers and the box around it (left, top, right,
-    bottom; the last two are one beyond). A saliency map has classes only once a threshold decides."""
+    bottom; the last two are one beyond). A background is left out; a saliency map has classes only once a threshold
+    decides."""
     height, width = found.size_hw
     about: dict[str, Any] = {"height": height, "width": width, "notes": list(found.notes)}
     decision = found.recipe.decode.decision
@@ -253,7 +257,8 @@ def summary(found: Prediction) -> dict[str, Any]:
     threshold = getattr(decision, "threshold", None)
     masks = zip(found.masks, found.classes, strict=True)
     about["threshold"] = threshold
-    about["classes"] = [_class(mask, label.id, label.name) for mask, label in masks if label.id != 0]
+    ground = has_background(found.recipe)
+    about["classes"] = [_class(mask, label.id, label.name) for mask, label in masks if label.id != 0 or not ground]
     return about
 
 

@@ -114,7 +114,7 @@ def _add_state(app: FastAPI, service: Served) -> None:
 def _add_predictions(app: FastAPI, service: Service) -> None:
     @app.post(
         "/v1/predict",
-        summary="A picture in; mask, map, overlay, cutout, composite, numbers or probabilities out",
+        summary="A picture in; mask, label file, overlay, cutout, composite, map, numbers or probabilities out",
         openapi_extra=_body_schema(answers.PREDICT_FIELDS, raw=True),
     )
     async def predict(request: Request) -> Response:

@@ -59,7 +59,8 @@ class Service:
     def _describe(self, executed: Executed | None) -> dict[str, Any]:
         return {
             **describe(self.predictor.package),
-            "serving": running(self.predictor, executed) | {"streams": self.predictor.options.streams},
+            "serving": running(self.predictor, executed)
+            | {"streams": self.predictor.options.streams, "tta": self.predictor.tta},
             "outputs": possible_outputs(self.predictor.manifest),
             "limits": self.options.limits(),
         }

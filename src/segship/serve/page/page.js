@@ -77,7 +77,8 @@ async function download(button) {
 
 const rule = () => state.model.decode.decision.rule;
 const byLabels = () => rule() === "argmax" || rule() === "regions";
-const classes = () => state.model.labels.filter((label) => label.id !== 0);
+const ground = () => state.model.outputs.includes("cutout"); // 0 is a background; of a street's classes none is
+const classes = () => state.model.labels.filter((label) => label.id !== 0 || !ground());
 const soft = () => rule() === "saliency" && $("soft").checked;
 const chosenThreshold = () => (byLabels() || soft() ? null : Number($("threshold").value) / 100);
 
@@ -94,23 +95,47 @@ function redraw() {
 function paint() {
   const { map, picture } = state;
   const view = document.querySelector("input[name=view]:checked").value;
-  const mask = byLabels() ? map.values.map((id) => (id ? 255 : 0)) : maskOf(map, chosenThreshold());
+  const mask = byLabels() ? map.values.map((id) => (id || !ground() ? 255 : 0)) : maskOf(map, chosenThreshold());
   const colors = new Map(state.model.labels.map((label) => [label.id, label.color]));
   const one = colors.get(Number($("class").value)) ?? [11, 110, 99];
   const fits = picture && picture.width === map.width && picture.height === map.height;
   draw($("canvas"), {
     picture: fits ? picture.pixels : null, width: map.width, height: map.height, mask, view, edges: !soft(),
-    opacity: Number($("opacity").value) / 100, colorOf: byLabels() ? (i) => colors.get(map.values[i]) ?? one : () => one,
+    opacity: Number($("opacity").value) / 100, flat: byLabels(), colorOf: byLabels() ? (i) => colors.get(map.values[i]) ?? one : () => one,
   });
   fitCanvas();
   $("opacityText").value = `${$("opacity").value} %`;
   $("thresholdText").value = soft() ? "–" : (Number($("threshold").value) / 100).toFixed(2);
   $("threshold").disabled = soft() || view === "picture";
   $("opacity").disabled = view !== "overlay";
+  const found = byLabels() ? shares(map.values) : [];
+  legend(found);
   const percent = coverage(mask).toFixed(1);
-  $("canvas").setAttribute("aria-label", `${view} of the picture; the mask covers ${percent} percent`);
-  const notes = [`${map.fullWidth} × ${map.fullHeight} pixels`, `mask covers ${percent} %`, state.times, ...state.notes];
+  const covered = byLabels() && !ground() ? `${found.length} classes` : `mask covers ${percent} %`;
+  const told = found.slice(0, 3).map(([label, share]) => `${label.name} ${(100 * share).toFixed(1)} percent`).join(", ");
+  $("canvas").setAttribute("aria-label", `${view} of the picture; ${told || `the mask covers ${percent} percent`}`);
+  const notes = [`${map.fullWidth} × ${map.fullHeight} pixels`, covered, state.times, ...state.notes];
   say(notes.filter(Boolean).join(" · "));
+}
+
+/** [label, share of the picture] of every class that is there, largest first. */
+function shares(values) {
+  const counts = new Map();
+  for (const id of values) counts.set(id, (counts.get(id) ?? 0) + 1);
+  const found = classes().filter((label) => counts.has(label.id)).map((label) => [label, counts.get(label.id) / values.length]);
+  return found.sort((a, b) => b[1] - a[1]);
+}
+
+function legend(found) {
+  $("legend").hidden = !found.length;
+  const row = ([label, share]) => {
+    const line = document.createElement("li");
+    const chip = document.createElement("i");
+    chip.style.background = `rgb(${label.color.join(",")})`;
+    line.append(chip, tag("span", label.name), tag("b", `${(100 * share).toFixed(1)} %`));
+    return line;
+  };
+  $("found").replaceChildren(...found.map(row));
 }
 
 function fitCanvas() {
@@ -134,7 +159,7 @@ function alertText(text) {
 function fail(error) {
   if (!state.map) {
     $("drop").hidden = false;
-    $("shown").hidden = $("controls").hidden = true;
+    $("shown").hidden = $("controls").hidden = $("legend").hidden = true;
   }
   say("");
   alertText(error instanceof TypeError ? "The server cannot be reached. Is it still running?" : error.message);
@@ -179,6 +204,14 @@ function tag(name, text) {
   return element;
 }
 
+/** Whether the page has a use for an output: label files are for packages of one class a pixel, ids where they differ. */
+function offered(output) {
+  const { labels, outputs } = state.model;
+  const own = labels.some((label) => label.file_value !== null && label.file_value !== label.id);
+  if (["ids", "color", "cityscapes"].includes(output) && !byLabels()) return false;
+  return outputs.includes(output) && (output !== "ids" || own);
+}
+
 function setUp(model) {
   state.model = model;
   document.title = `${model.name} · segship`;
@@ -189,7 +222,11 @@ function setUp(model) {
   $("classRow").hidden = byLabels() || classes().length < 2;
   $("thresholdRow").hidden = byLabels();
   for (const control of document.querySelectorAll("#downloads button, input[name=view][value=cutout]"))
-    (control.closest("label") ?? control).hidden = !model.outputs.includes(control.dataset.output ?? control.value);
+    (control.closest("label") ?? control).hidden = !offered(control.dataset.output ?? control.value);
+  if (byLabels()) {
+    $("maskView").textContent = "Classes";
+    document.querySelector("[data-output=mask]").textContent = "Labels";
+  }
   const given = model.decode.decision.threshold ?? null;
   $("softRow").hidden = rule() !== "saliency";
   $("soft").checked = rule() === "saliency";

@@ -75,9 +75,9 @@ export function coverage(mask) {
 
 /**
  * Draws into the canvas. `view` is overlay, mask, cutout or picture; `colorOf(i)` is the colour [r, g, b] of pixel i
- * in the mask, `edges` draws the mask's outline in it.
+ * in the mask, `edges` draws the mask's outline in it, `flat` shows the mask in these colours instead of greys.
  */
-export function draw(canvas, { picture, width, height, mask, view, opacity, colorOf, edges }) {
+export function draw(canvas, { picture, width, height, mask, view, opacity, colorOf, edges, flat }) {
   Object.assign(canvas, { width, height });
   const context = canvas.getContext("2d");
   const out = context.createImageData(width, height);
@@ -87,7 +87,8 @@ export function draw(canvas, { picture, width, height, mask, view, opacity, colo
     const grey = ground ? 0 : 40; // a picture that the browser cannot show
     let red = ground ? ground[at] : grey, green = ground ? ground[at + 1] : grey, blue = ground ? ground[at + 2] : grey;
     let alpha = 255;
-    if (view === "mask") red = green = blue = mask[i];
+    if (view === "mask" && flat) [red, green, blue] = colorOf(i);
+    else if (view === "mask") red = green = blue = mask[i];
     else if (view === "cutout") alpha = mask[i];
     else if (view === "overlay" && mask[i]) {
       const edge = edges && isEdge(mask, i, width);
