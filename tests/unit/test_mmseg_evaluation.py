@@ -20,13 +20,13 @@ from segship.cli import cli
 from segship.convert.calibration import load_calibration
 from segship.datasets import FolderOptions, open_dataset
 from segship.datasets.label_rules import LabelRules
-from segship.errors import DatasetError, UsageError
+from segship.errors import DatasetError, InputError, UsageError
 from segship.inference.batch import predict_files
 from segship.inference.options import OutputOptions
 from segship.inference.outputs import PredictOptions
 from segship.inference.predictor import Predictor
 from segship.manifest import Threshold
-from segship.measure import mmseg_table
+from segship.measure import label_report, mmseg_table
 from segship.measure.evaluate import EvaluateResult, evaluate
 from segship.measure.report import report
 from segship.measure.rundir import write_run_summary
@@ -144,6 +144,50 @@ def test_the_page(made: tuple[Path, EvaluateResult]) -> None:
     assert about["exclusive"]
     panel = cv2.imread(str(made[0] / "run" / "evaluation" / "pictures" / about["worst"][0]["panels"]["truth"]))
     assert panel.shape[1] == 96
+
+
+def test_the_heat_map_of_the_page(made: tuple[Path, EvaluateResult]) -> None:
+    page = (made[0] / "run" / "report.html").read_text()
+    table = page[page.index('<table class="heatmap">') :]
+    table = table[: table.index("</table>")]
+    assert [cell.replace("<span>", "").replace("</span>", "") for cell in re.findall(r'<th scope="col">(.*?)</th>', table)] == ["class", *(label.name for label in LABELS)]  # fmt: skip
+    assert re.findall(r'<th scope="row">(.*?)</th>', table) == [label.name for label in LABELS]
+    counts = made[1].variants[0].evaluation.confusion
+    assert counts is not None
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    strengths = re.findall(r"--v:([0-9.]+)", table)
+    np.testing.assert_allclose(np.array(strengths, float).reshape(19, 19), np.sqrt(shares), atol=6e-4)
+    texts = np.array(re.findall(r"<td [^>]*>(.*?)</td>", table)).reshape(19, 19)
+    i, k = next((i, k) for i in range(19) for k in range(19) if i != k and shares[i, k] > 0.02)
+    assert texts[i, k] == f"{100 * shares[i, k]:.0f}"
+    assert f"{LABELS[i].name} taken for {LABELS[k].name}: {100 * shares[i, k]:.2f} %, {counts[i, k]} pixels" in table
+    assert {texts[i, k] for i in range(19) for k in range(19) if shares[i, k] < 0.005} <= {"", "–"}
+
+
+def test_heat_maps_of_many_classes_of_none_and_of_one_name(tmp_path: Path) -> None:
+    def written(names: list[str], counts: np.ndarray) -> Path:
+        (tmp_path / "fp32").mkdir(exist_ok=True)
+        lines = [["label", *names], *([name, *row] for name, row in zip(names, counts.tolist(), strict=True))]
+        with (tmp_path / "fp32" / "confusion.csv").open("w", newline="") as file:
+            csv.writer(file).writerows(lines)
+        return tmp_path
+
+    assert label_report.heat_map(tmp_path, "fp32") is None, "nothing was written"
+    assert label_report.heat_map(written(["a", "b"], np.zeros((2, 2), int)), "fp32") is None
+    found = label_report.heat_map(written(["a", "a", "c"], np.array([[3, 1, 0], [0, 0, 0], [0, 0, 9]])), "fp32")
+    assert found is not None
+    assert [[cell["text"] for cell in row["cells"]] for row in found["rows"]] == [["75", "25", ""], ["", "–", ""], ["", "", "100"]]  # fmt: skip
+    assert label_report.confusions(tmp_path, "fp32") == [{"label": "a", "taken": "a", "share": 0.25, "pixels": 1}]
+    many = np.diag(np.arange(100, 250)) + 7
+    found = label_report.heat_map(written([f"c{i}" for i in range(150)], many), "fp32")
+    assert found is not None
+    assert [row["name"] for row in found["rows"]] == [f"c{i}" for i in range(40)], "those that are least often right"
+    assert (found["columns"][-1], found["left_out"], found["dense"]) == ("others", 110, True)
+    for row in found["rows"]:
+        assert sum(cell["strength"] ** 2 for cell in row["cells"]) == pytest.approx(1)
+    (tmp_path / "fp32" / "confusion.csv").write_text("label,a,b\na,1\n")
+    with pytest.raises(InputError, match="evaluate again"):
+        label_report.heat_map(tmp_path, "fp32")
 
 
 def test_likeness_of_precisions_counts_pixels_not_masks(made: tuple[Path, EvaluateResult]) -> None:

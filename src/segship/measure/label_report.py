@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from segship.errors import InputError
 from segship.measure.label_maps import CLASSES_CSV, CONFUSION_CSV
 from segship.package import Package
@@ -15,6 +17,10 @@ from segship.package import Package
 MOST_CONFUSED = 10
 LEAST_SHARE = 0.01
 """of a class's pixels that are taken for another; smaller shares are not listed"""
+MOST_CLASSES = 40
+"""rows of the heat map; of more classes those that are least often right"""
+DENSE = 24
+OTHERS = "others"
 
 
 def class_table(folder: Path, precisions: Sequence[str], package: Package | None) -> dict[str, Any] | None:
@@ -48,18 +54,65 @@ def class_table(folder: Path, precisions: Sequence[str], package: Package | None
 
 def confusions(folder: Path, precision: str) -> list[dict[str, Any]]:
     """The largest shares of a class's pixels that were taken for another class, largest first."""
-    rows = _rows(folder / precision / CONFUSION_CSV)
-    found: list[dict[str, Any]] = []
-    for row in rows:
-        label = row["label"]
-        counts = {name: int(value) for name, value in row.items() if name != "label"}
-        total = sum(counts.values())
-        found += [
-            {"label": label, "taken": name, "share": count / total, "pixels": count}
-            for name, count in counts.items()
-            if name != label and total and count / total >= LEAST_SHARE
-        ]
+    names, counts = _confusion(folder / precision / CONFUSION_CSV)
+    totals = counts.sum(axis=1)
+    found: list[dict[str, Any]] = [
+        {"label": label, "taken": name, "share": int(counts[i, j]) / int(totals[i]), "pixels": int(counts[i, j])}
+        for i, label in enumerate(names)
+        for j, name in enumerate(names)
+        if i != j and totals[i] and counts[i, j] / totals[i] >= LEAST_SHARE
+    ]
     return sorted(found, key=lambda one: (-float(one["share"]), one["label"], one["taken"]))[:MOST_CONFUSED]
+
+
+def heat_map(folder: Path, precision: str) -> dict[str, Any] | None:
+    """Each class's pixels by what they were taken for, in shares of the class: a row for each class, a column for each
+    prediction, in the classes' order. None where nothing is labelled.
+
+    Of more than `MOST_CLASSES` classes the ones that are least often right, with a last column for all others.
+    """
+    names, counts = _confusion(folder / precision / CONFUSION_CSV)
+    totals = counts.sum(axis=1)
+    if not totals.any():
+        return None
+    chosen = np.arange(len(names))
+    if len(names) > MOST_CLASSES:
+        labelled = np.flatnonzero(totals)
+        right = counts[labelled, labelled] / totals[labelled]
+        chosen = np.sort(labelled[np.argsort(right, kind="stable")[:MOST_CLASSES]])
+    table, columns = counts[np.ix_(chosen, chosen)], [names[i] for i in chosen]
+    if len(chosen) < len(names):
+        table = np.column_stack([table, totals[chosen] - table.sum(axis=1)])
+        columns = [*columns, OTHERS]
+    rows = [
+        {"name": names[i], "cells": [_cell(names[i], columns[k], k == place, int(count), int(totals[i])) for k, count in enumerate(line)]}
+        for place, (i, line) in enumerate(zip(chosen.tolist(), table, strict=True))
+    ]  # fmt: skip
+    return {"columns": columns, "rows": rows, "left_out": len(names) - len(chosen), "dense": len(columns) > DENSE}
+
+
+def _cell(label: str, taken: str, same: bool, count: int, total: int) -> dict[str, Any]:
+    """One share: as text (percent, nothing below half a percent), as a colour's strength, and in words."""
+    if not total:
+        return {"same": same, "text": "–" if same else "", "strength": 0.0, "about": f"no pixel is {label}"}
+    share = count / total
+    text = f"{100 * share:.0f}" if share >= 0.005 else ""
+    about = f"{label} taken for {taken}: {100 * share:.2f} %, {count} pixels"
+    return {"same": same, "text": text, "strength": share**0.5, "about": about}
+
+
+def _confusion(path: Path) -> tuple[list[str], np.ndarray]:
+    """(names, int64 (K, K) pixels by label and prediction); (0, 0) where there is no such file. Names may occur twice."""
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            lines = list(csv.reader(file))
+        names = lines[0][1:]
+        counts = np.array([[int(value) for value in line[1:]] for line in lines[1:]], np.int64)
+        return names, counts.reshape(len(names), len(names))
+    except FileNotFoundError:
+        return [], np.zeros((0, 0), np.int64)
+    except (OSError, ValueError, IndexError, csv.Error) as error:
+        raise InputError(f"{path} cannot be read ({error}); evaluate again") from None
 
 
 def _rows(path: Path) -> list[Mapping[str, str]]:

@@ -96,6 +96,7 @@ def gather(folder: Path) -> dict[str, Any]:
     precisions = list(dict.fromkeys(v["precision"] for v in variants))
     data["classes"] = label_report.class_table(evaluation_folder, precisions, package)
     data["confusions"] = label_report.confusions(evaluation_folder, precisions[0]) if precisions else []
+    data["heat"] = label_report.heat_map(evaluation_folder, precisions[0]) if precisions else None
     data["published"] = summary.get("reference") or []
     data["scores"] = _score_table(data)
     data["batch_table"] = _batch_table(data)
