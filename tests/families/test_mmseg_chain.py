@@ -23,6 +23,7 @@ from segship.families.mmseg_native import complete
 from segship.families.mmseg_syntax import read_assignments
 from segship.inference.predictor import Failure, Predictor
 from segship.inference.verify import verify_package
+from segship.measure.evaluate import evaluate
 from segship.package import Package, open_package
 
 SLIDE = "dict(mode='slide', crop_size=(24, 32), stride=(14, 20))"
@@ -177,6 +178,63 @@ def test_int8_is_calibrated_on_pictures_of_mixed_sizes(make: Make, tmp_path: Pat
         compile_package(
             package, "int8", calibrate=tmp_path / "train", validate=tmp_path / "val", output=tmp_path / "j.segship"
         )
+
+
+def street_folders(root: Path, package: Package, count: int = 4) -> tuple[Path, Path]:
+    """(pictures to calibrate on, mmseg folders whose labels are what fp32 answers, so that any rounding is a loss)."""
+    for folder in ("train", "val/img_dir", "val/ann_dir"):
+        (root / folder).mkdir(parents=True)
+    with Predictor.open(package, engine="onnxruntime") as fp32:
+        for number in range(count):
+            image = picture(36 + 3 * number, 90 - 4 * number, 50 + number)
+            cv2.imwrite(str(root / "train" / f"{number}.png"), picture(40, 80, number))
+            cv2.imwrite(str(root / "val/img_dir" / f"{number}.png"), cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+            cv2.imwrite(str(root / "val/ann_dir" / f"{number}.png"), fp32(image).labels)
+    return root / "train", root / "val"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("slides", [False, True])
+def test_a_drop_of_mean_iou_is_gated_fail_closed(
+    make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str], slides: bool
+) -> None:
+    package = make("unet", test=SLIDE) if slides else make("unet")
+    train, val = street_folders(tmp_path, package)
+    out = tmp_path / "int8.segship"
+    command = ["compile", str(package.path), "--precision", "int8", "--calibrate", str(train), "--validate", str(val)]
+    command += ["--engine", "onnxruntime", "-o", str(out), "--max-drop"]
+    assert run([*command, "0.9"]) == 0
+    made = open_package(out).manifest.variant("int8")
+    assert made is not None
+    assert made.drop is not None
+    assert (made.drop.metric, made.drop.fp32, made.drop.cases) == ("mIoU", 1.0, 4)
+    assert 0 < made.drop.drop < 0.9
+    scored = evaluate(open_package(out), val, precision=("fp32", "int8"), engine="onnxruntime", record=False)
+    after = scored.variant("int8")
+    assert after is not None
+    assert after.evaluation.value == pytest.approx(made.drop.value)
+    before = out.read_bytes()
+    capsys.readouterr()
+    assert run([*command, "0"]) == 3
+    told = capsys.readouterr().err
+    assert "int8 loses more than the allowed 0; nothing was written" in told
+    assert "mIoU" in told
+    assert "in float32: " in told, "what was tried"
+    assert "Traceback" not in told
+    assert out.read_bytes() == before
+
+
+def test_labels_that_score_nothing_pass_no_gate(make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every pixel ignored: the drop is no number, and no number passes."""
+    package = make("unet")
+    train, val = street_folders(tmp_path, package)
+    for path in (val / "ann_dir").iterdir():
+        cv2.imwrite(str(path), np.full(cv2.imread(str(path), 0).shape, 255, np.uint8))
+    command = ["compile", str(package.path), "--precision", "int8", "--calibrate", str(train), "--validate", str(val)]
+    command += ["--engine", "onnxruntime", "-o", str(tmp_path / "int8.segship"), "--max-drop", "1"]
+    assert run(command) != 0
+    assert "error" in capsys.readouterr().err.lower()
+    assert not (tmp_path / "int8.segship").exists()
 
 
 def test_a_package_of_windows_gains_precisions(make: Make, tmp_path: Path) -> None:

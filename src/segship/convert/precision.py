@@ -20,7 +20,7 @@ from segship.convert.calibration import DEFAULT_SUBSET, Calibration, load_calibr
 from segship.convert.judge import Evidence, judge
 from segship.convert.quantize import Activations, Algorithm, BiasCorrection, QuantizeOptions, Weights
 from segship.convert.variants import CheckRow, check_variant
-from segship.datasets import Dataset, default_split, is_sod, open_dataset, recognise_layout
+from segship.datasets import Dataset, default_split, is_mmseg_like, is_sod, open_dataset, recognise_layout
 from segship.engines import DEFAULT_ENGINE
 from segship.errors import DatasetError, PrecisionMissing, UsageError
 from segship.inference.precision import canonical_precision
@@ -162,6 +162,8 @@ def _validation(
     path = Path(validate)
     if layout is None and base.manifest.metric.scorer == "sod" and is_sod(path):
         layout = "sod"  # images/ + masks/ is one of its layouts too
+    if layout is None and base.manifest.metric.scorer == "mmseg" and is_mmseg_like(path):
+        layout = "mmseg"  # and of these
     if layout is None and split is None and fidelity.concerns(base.manifest) and path.exists():
         try:
             recognise_layout(path)
