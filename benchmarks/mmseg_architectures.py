@@ -28,6 +28,8 @@ import torch  # noqa: E402
 
 SCALE = (256, 128)
 """width, height that the test pipeline fits pictures into"""
+LARGER = {"MobileNetV3-LRASPP": (1024, 512)}
+"""where that is too small: its head pools squares of 49 × 49 pixels of the map of stride 8"""
 ENGINES = ("openvino", "onnxruntime")
 CITYSCAPES = "4xb2-80k_cityscapes-512x1024"
 ARCHITECTURES = {
@@ -76,12 +78,13 @@ def configs() -> Path:
 
 
 def small_config(name: str, folder: Path) -> Path:
-    """The architecture's own config with pictures of SCALE; everything else is as mmseg has it."""
+    """The architecture's own config with pictures of SCALE (or LARGER); everything else is as mmseg has it."""
+    scale = LARGER.get(name, SCALE)
     base = configs() / ARCHITECTURES[name]
     path = folder / "config.py"
     path.write_text(
         f"_base_ = [{str(base)!r}]\n"
-        f"test_pipeline = [dict(type='LoadImageFromFile'), dict(type='Resize', scale={SCALE}, keep_ratio=True), "
+        f"test_pipeline = [dict(type='LoadImageFromFile'), dict(type='Resize', scale={scale}, keep_ratio=True), "
         "dict(type='PackSegInputs')]\n"
         "test_dataloader = dict(dataset=dict(pipeline=test_pipeline))\n"
     )

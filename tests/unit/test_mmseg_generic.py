@@ -53,7 +53,22 @@ class Strided(nn.Module):
 @pytest.mark.parametrize("levels", [0, 1, 2, 3, 5])
 @pytest.mark.parametrize("multiple", [1, 2, 16, 32])
 def test_stride_and_multiple_are_found_by_running(levels, multiple):
-    assert mmseg_generic._probe(Strided(levels, multiple), 3, "net") == (2**levels, multiple)
+    stride, found, size = mmseg_generic._probe(Strided(levels, multiple), 3, "net")
+    assert (stride, found) == (2**levels, multiple)
+    assert all(side % multiple == 0 and side < 97 + 2 * 96 for side in size)
+
+
+def test_a_network_that_pools_large_squares_is_tried_at_larger_sizes():
+    class Pools(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 3, 3, stride=2, padding=1)
+
+        def forward(self, x):
+            half = self.conv(x)
+            return half + functional.avg_pool2d(half, 151).mean()
+
+    assert mmseg_generic._probe(Pools(), 3, "net") == (2, 1, (417, 545))
 
 
 def test_a_network_that_never_runs_says_why():

@@ -90,3 +90,24 @@ def test_int8_rounds_nothing_between_the_parts_of_a_sum() -> None:
     total = next(node for node in made.graph.node if node.name == "joined.sum1")
     assert [from_[name].op_type for name in total.input] == ["Conv", "Conv"]
     assert any(node.op_type == "QuantizeLinear" for node in made.graph.node)
+
+
+def test_a_layer_that_runs_twice_has_two_names() -> None:
+    """Engines refuse a graph with two nodes of one name; mmseg's CCNet runs its attention twice with the same weights."""
+
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.again = nn.Conv2d(3, 3, 3, padding=1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            out: torch.Tensor = self.again(torch.relu(self.again(x)))
+            return out
+
+    network = Twice().eval()
+    model = graph_of(network, (3, 8, 8))
+    assert onnx_graph.convolution_names(model) == ["again", "again.2"]
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    x = np.random.default_rng(0).normal(size=(2, 3, 8, 8)).astype(np.float32)
+    with torch.inference_mode():
+        np.testing.assert_allclose(session.run(None, {"input": x})[0], network(torch.from_numpy(x)).numpy(), atol=1e-5)

@@ -103,11 +103,14 @@ def cleaned(model: onnx.ModelProto, advice: str = "this torch version is not sup
     for value in (*graph.input, *graph.output, *graph.initializer):
         value.ClearField("metadata_props")
         value.doc_string = ""
+    times: Counter[str] = Counter()
     for node in graph.node:
         node.ClearField("metadata_props")
         node.doc_string = ""
         if node.op_type == "Conv" and node.input[1].endswith(".weight"):
-            node.name = node.input[1].removesuffix(".weight")
+            name = node.input[1].removesuffix(".weight")
+            times[name] += 1  # a layer may run more than once, and engines want names that differ
+            node.name = name if times[name] == 1 else f"{name}.{times[name]}"
     # A batch norm that follows no convolution (a pooling, a sum) cannot be folded and stays, with its stored statistics.
     leftover = {node.op_type for node in graph.node if node.op_type == "Dropout" or _in_training(node)}
     if leftover:

@@ -7,6 +7,7 @@ head's logits, as with the networks that are defined here; the resizes after the
 from __future__ import annotations
 
 import copy
+import itertools
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -25,6 +26,8 @@ INSTALL = "pip install mmsegmentation==1.2.2 mmengine==0.10.7 mmcv-lite==2.1.0 f
 NOT_RUN = ("auxiliary_head.",)
 """parts of a checkpoint that only training uses"""
 MULTIPLES = (1, 2, 4, 8, 16, 32, 64)
+TRIED = ((97, 131), (417, 545))
+"""least heights and widths to run at; the second for networks that pool large squares (LRASPP)"""
 STRIDES = (1, 2, 4, 8, 16, 32, 64, *range(3, 64))
 OF_ANY_NETWORK = 1e-3
 """of the logits' spread: how far an engine may lie from PyTorch. What rounding does to a network that no one has looked at is
@@ -76,8 +79,8 @@ def build(model: Mapping[str, Any], state_dict: Mapping[str, Tensor], *, name: s
     network = _HeadLogits(_exportable(segmentor)).eval()
     backbone = model.get("backbone") or {}
     channels = int(backbone.get("in_channels", 3)) if isinstance(backbone, Mapping) else 3
-    stride, multiple = _probe(network, channels, name)
-    _same_as_mmseg(network, segmentor, channels, multiple, name)
+    stride, multiple, size = _probe(network, channels, name)
+    _same_as_mmseg(network, segmentor, (channels, *size), name)
     head: Any = segmentor.decode_head[-1] if isinstance(segmentor.decode_head, nn.ModuleList) else segmentor.decode_head
     return Built(
         network=network,
@@ -259,11 +262,12 @@ def _fitted(resizes: list[Any], otherwise: tuple[int, int] | None) -> tuple[int,
 # ------------------------------------------------------------------------------------------- learning of it
 
 
-def _probe(network: nn.Module, channels: int, name: str) -> tuple[int, int]:
-    """(stride, multiple): the smallest multiple of both sides that the network takes and answers at one stride."""
+def _probe(network: nn.Module, channels: int, name: str) -> tuple[int, int, tuple[int, int]]:
+    """(stride, multiple, size): the smallest multiple of both sides that the network takes and answers at one stride, and
+    the (height, width) at which it did."""
     reason = "no size was taken"
-    for multiple in MULTIPLES:
-        height, width = (multiple * _odd(least, multiple) for least in (97, 131))
+    for leasts, multiple in itertools.product(TRIED, MULTIPLES):
+        height, width = (multiple * _odd(least, multiple) for least in leasts)
         try:
             with torch.inference_mode(), _quiet():
                 shape = network(torch.zeros(1, channels, height, width)).shape
@@ -272,7 +276,7 @@ def _probe(network: nn.Module, channels: int, name: str) -> tuple[int, int]:
             continue
         stride = next((s for s in STRIDES if tuple(shape[2:]) == (-(-height // s), -(-width // s))), None)
         if len(shape) == 4 and stride is not None:
-            return stride, multiple
+            return stride, multiple, (height, width)
         reason = f"{height}x{width} gives {tuple(shape)}"
     raise SourceError(
         f"the network of {name} does not run at any size that was tried ({reason}); check it with mmseg itself"
@@ -284,10 +288,10 @@ def _odd(least: int, multiple: int) -> int:
     return -(-least // multiple) | 1
 
 
-def _same_as_mmseg(network: nn.Module, segmentor: Any, channels: int, multiple: int, name: str) -> None:
+def _same_as_mmseg(network: nn.Module, segmentor: Any, shape: tuple[int, int, int], name: str) -> None:
     """Hold the head's resized logits against mmseg's own inference. SourceError where one graph cannot say the same."""
-    size = tuple(multiple * _odd(least, multiple) for least in (97, 131))
-    x = torch.randn(1, channels, *size, generator=torch.Generator().manual_seed(0))
+    size = shape[1:]
+    x = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0))
     meta = {"img_shape": size, "ori_shape": size, "pad_shape": size, "padding_size": [0, 0, 0, 0]}
     try:
         with torch.inference_mode(), _quiet():
