@@ -132,7 +132,7 @@ function legend(found) {
     const line = document.createElement("li");
     const chip = document.createElement("i");
     chip.style.background = `rgb(${label.color.join(",")})`;
-    line.append(chip, tag("span", label.name), tag("b", `${(100 * share).toFixed(1)} %`));
+    line.append(chip, tag("span", label.name), tag("b", share < 0.0005 ? "< 0.1 %" : `${(100 * share).toFixed(1)} %`));
     return line;
   };
   $("found").replaceChildren(...found.map(row));
