@@ -17,6 +17,7 @@ from packages import manifest_data
 from stub_engine import NAME, StubSession, first_channel, install, open_stub, stub_package
 
 from segship.errors import EngineError, InputError, PackageError, PrecisionMissing, UsageError
+from segship.inference import views
 from segship.inference.pipeline import batches, helper_threads, in_order, ordered_map
 from segship.inference.precision import PRECISION_ALIASES, canonical_precision
 from segship.inference.prediction import Prediction
@@ -335,6 +336,22 @@ def test_static_variants_need_a_size(tmp_path: Path, monkeypatch: pytest.MonkeyP
     install(monkeypatch)
     with pytest.raises(PackageError, match="no fixed input size"):
         open_stub(tmp_path / "p", changes=static(4) | free_size())
+
+
+def test_a_picture_that_shares_no_batch_has_a_graph_of_its_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(views, "PIXELS_AT_ONCE", 1000)  # 20 x 30 pixels are large, 10 x 30 are not
+    opened = install(monkeypatch)
+    heights = (20, 20, 10, 21, 20, 22, 21)
+    with open_stub(tmp_path / "p", changes=free_size()) as model:
+        found = [model(pictures(1, height=height)[0]).logits.shape[1] for height in heights]
+        assert model.network(np.zeros((2, 3, 20, 30), np.float32)).shape == (2, 1, 20, 30)
+    assert found == list(heights)
+    # three are opened, of which the last stays; what comes after them, and every batch, runs on the graph of any size
+    assert [session.options.static_shape for session in opened] == [
+        None, (1, 3, 20, 30), (1, 3, 21, 30), (1, 3, 20, 30),
+    ]  # fmt: skip
 
 
 # -------------------------------------------------------------------------------------------- ensembles

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from dataclasses import replace
 
@@ -10,12 +11,14 @@ import numpy as np
 from segship.engines import Session, SessionOptions, open_session
 from segship.errors import PackageError
 from segship.inference.decode import activate
-from segship.inference.views import usual_size
+from segship.inference.views import affordable_batch, usual_size
 from segship.manifest import Manifest, Variant
 from segship.package import Package
 
 SHAPES_KEPT = 8
 """opened graphs of a static variant, one a batch and size"""
+LONE_OPENED = 3
+"""graphs opened for one large size each, at most; beyond that a size without one runs on the graph of any size"""
 
 
 class Members:
@@ -28,6 +31,7 @@ class Members:
         self.engine = engine
         self.options = options
         self._opened: dict[tuple[int, ...] | None, list[Session]] = {}
+        self._lone_shapes: list[tuple[int, ...]] = []
         self._opening = threading.Lock()
         self._running = threading.BoundedSemaphore(options.streams)
 
@@ -56,18 +60,46 @@ class Members:
         A static variant of a network that takes several sizes is opened anew for each of them (``sides``; by default
         the one that the manifest resizes to); the last `SHAPES_KEPT` stay open.
         """
-        size, shape, options = self.fixed_batch(count), None, self.options
-        if options.static_shape is not None:
-            shape = options.static_shape
-        elif size is not None:
-            shape = (size, self.manifest.network.input_channels, *(sides or self._input_size()))
-            options = replace(options, static_shape=shape)
         with self._opening:
+            shape = self._shape(count, sides)
             if shape not in self._opened:
+                options = self.options if shape is None else replace(self.options, static_shape=shape)
                 while len(self._opened) >= SHAPES_KEPT:  # not closed: another thread may still be using it
                     del self._opened[next(iter(self._opened))]
                 self._opened[shape] = [self._open(member, options) for member in self.manifest.network.members]
             return self._opened[shape]
+
+    def _shape(self, count: int, sides: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        """The one input shape that the graph for ``count`` inputs is opened for; None: any shape."""
+        if self.options.static_shape is not None:
+            return self.options.static_shape
+        size = self.fixed_batch(count)
+        if size is not None:
+            return (size, self.manifest.network.input_channels, *(sides or self._input_size()))
+        return self._lone_shape(count, sides)
+
+    def _lone_shape(self, count: int, sides: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        """(1, C, h, w) of a picture so large that it shares no batch; None for others, and after `LONE_OPENED` of them.
+
+        An engine that is told the one shape it will see plans its memory ahead: a street scene then takes a third to
+        a half less of it. Opening a graph costs seconds, so a folder whose large pictures all differ soon runs on the
+        graph of any size; of the others only the last is kept.
+        """
+        if self.manifest.network.size is not None or self.manifest.input.kind != "image":
+            return None
+        if sides is not None and count > 1:  # somebody's own batch; without sides it is what a stream would like
+            return None
+        sides = sides or usual_size(self.manifest)
+        if sides is None or affordable_batch(2, math.prod(sides)) > 1:
+            return None
+        shape = (1, self.manifest.network.input_channels, *sides)
+        if shape not in self._opened:
+            if len(self._lone_shapes) == LONE_OPENED:
+                return None
+            for earlier in self._lone_shapes:
+                self._opened.pop(earlier, None)
+            self._lone_shapes.append(shape)
+        return shape
 
     def _open(self, member: str, options: SessionOptions) -> Session:
         graph = self.package.graph_path(self.variant.precision, member)
