@@ -74,12 +74,12 @@ cpp: $(if $(OPENVINO_DIR),,$(SETUP))
 	cmake --build $(CPP_BUILD) --parallel
 
 test-cpp: $(SETUP) cpp
-	SEGSHIP_REQUIRE_CPP=1 SEGSHIP_RUN=$(CPP_BUILD)/segship-run $(BIN)/python -m pytest -q tests/cpp
+	SEGSHIP_REQUIRE_CPP=1 SEGSHIP_RUN=$(CPP_BUILD)/segship-run $(BIN)/python -m pytest -q tests/cpp $(if $(CHOSEN),-k '$(CHOSEN)')
 
 test-cpp-sanitized: $(SETUP)
 	$(CPP_CONFIGURE) -B $(CPP_BUILD)/sanitized -DSEGSHIP_SANITIZE=ON -DCMAKE_BUILD_TYPE=RelWithDebInfo
 	cmake --build $(CPP_BUILD)/sanitized --parallel
-	$(SANITIZED) SEGSHIP_REQUIRE_CPP=1 SEGSHIP_RUN=$(CPP_BUILD)/sanitized/segship-run $(BIN)/python -m pytest -q tests/cpp -m 'not slow'
+	$(SANITIZED) SEGSHIP_REQUIRE_CPP=1 SEGSHIP_RUN=$(CPP_BUILD)/sanitized/segship-run $(BIN)/python -m pytest -q tests/cpp -m 'not slow' $(if $(CHOSEN),-k '$(CHOSEN)')
 
 fuzz-cpp: $(SETUP)
 	$(CPP_CONFIGURE) -B $(CPP_BUILD)/fuzz -DSEGSHIP_FUZZ=ON -DCMAKE_BUILD_TYPE=RelWithDebInfo -DCMAKE_C_COMPILER=clang -DCMAKE_CXX_COMPILER=clang++
