@@ -5,7 +5,7 @@
 
 Draws KiTS-like cases, exports the network, adds bf16 and int8 (calibrated on training cases), and runs every contestant
 over the same prepared case with the same windows (the reference's plan: remainders cut, overlap 0.5, Gaussian), each in a
-process of its own, in alternating turns. First labels are compared, then times. "PyTorch as run" is the loop that the
+process of its own, in alternating turns (what ``turns.json`` has is not run again: stop at any time). First labels are compared, then times. "PyTorch as run" is the loop that the
 reference has, written here from its description: one window at a time, float32 sums, eager; "tuned" adds inference_mode and
 channels_last_3d, and bf16 beside it. Memory is the largest resident set of the process.
 
@@ -165,13 +165,19 @@ def write_weights(given: argparse.Namespace) -> None:
 
 
 def race(given: argparse.Namespace) -> dict[str, dict[str, list[float]]]:
-    """name -> seconds and MiB of every turn."""
+    """name -> seconds and MiB of every turn; turns that ``turns.json`` has are not run again."""
     names = [*TORCH, *(f"segship {precision}" for precision in PRECISIONS)]
+    done = given.out / "turns.json"
     found: dict[str, dict[str, list[float]]] = {name: {"seconds": [], "peak_mib": []} for name in names}
+    if done.exists():
+        found.update(json.loads(done.read_text()))
     for turn in range(given.repeat):
         for name in names:
+            if len(found[name]["seconds"]) > turn:
+                continue
             for key, value in turn_of(given, name).items():
                 found[name][key].append(value)
+            done.write_text(json.dumps(found, indent=1) + "\n")
             print(f"turn {turn + 1}/{given.repeat} {name}: {found[name]['seconds'][-1]:.1f} s", file=sys.stderr)
     return found
 
