@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 Shape3 = tuple[int, int, int]
 Spacing = tuple[float, float, float]
 Float = NDArray[np.float32]
+Floating = NDArray[np.floating]
 SeparateZ = Literal["auto", "always", "never"]
 
 _SPLINE_PAD = 12
@@ -70,8 +71,17 @@ def resample(array: Float, shape: Shape3, rule: Rule, before: Spacing, after: Sp
     return out
 
 
-def _resample_channel(x: Float, shape: Shape3, rule: Rule, separate: int | None, into: Float | None = None) -> Float:
-    """One channel, written ``into`` an array where one is given: a large volume is not held twice."""
+def resample_wide(array: NDArray[np.float64], shape: Shape3, rule: Rule, before: Spacing, after: Spacing) -> Floating:
+    """`resample` of one channel (z, y, x) in float64 throughout: for who rounds the values again, to the last bit."""
+    if array.shape == tuple(shape):
+        return array
+    return _resample_channel(array, shape, rule, separate_axis(rule, before, after))
+
+
+def _resample_channel(
+    x: Floating, shape: Shape3, rule: Rule, separate: int | None, into: Float | None = None
+) -> Floating:
+    """One channel in its own number type, written ``into`` an array where one is given: a large volume is not held twice."""
     if separate is None:
         out = along_axes(x, shape, rule.order, rule.kind, into=into)
         return _clipped(out, x, None) if rule.order > 1 else out
@@ -83,7 +93,7 @@ def _resample_channel(x: Float, shape: Shape3, rule: Rule, separate: int | None,
     return out.take(index, axis=separate, out=into, mode="clip")
 
 
-def _clipped(out: Float, source: Float, separate: int | None) -> Float:
+def _clipped(out: Floating, source: Floating, separate: int | None) -> Floating:
     """Clip to the source's range, of each slice where slices were resampled one by one: splines overshoot."""
     axes = None if separate is None else tuple(axis for axis in range(3) if axis != separate)
     low = source.min(axis=axes, keepdims=separate is not None)
@@ -92,13 +102,13 @@ def _clipped(out: Float, source: Float, separate: int | None) -> Float:
 
 
 def along_axes(
-    x: Float,
+    x: Floating,
     shape: Sequence[int],
     order: int,
     kind: str = "spline",
     skip: int | None = None,
     into: Float | None = None,
-) -> Float:
+) -> Floating:
     """Resize every axis of (z, y, x) but ``skip`` by its matrix, axes that shrink first. Contiguous; ``into`` if given."""
     axes = [axis for axis in range(x.ndim) if axis != skip and x.shape[axis] != shape[axis]]
     if kind != "spline":  # torch's own order of operations, last axis first, to the last bit
@@ -111,21 +121,27 @@ def along_axes(
         axes = sorted(axes, key=lambda a: shape[a] / x.shape[a])
         for axis in axes:
             last = into if axis == axes[-1] else None
-            x = _apply(axis_matrix(x.shape[axis], shape[axis], order, kind), x, axis, last)
+            x = _apply(axis_matrix(x.shape[axis], shape[axis], order, kind, x.dtype.name), x, axis, last)
     if into is None or x is into:
         return np.ascontiguousarray(x)
     into[...] = x
     return into
 
 
-def _mixed(x: Float, axis: int, low: NDArray[np.int64], high: NDArray[np.int64], weight: NDArray[np.float64]) -> Float:
-    second = weight.astype(np.float32).reshape([-1 if a == axis else 1 for a in range(x.ndim)])
-    return np.asarray(x.take(low, axis) * (np.float32(1) - second) + x.take(high, axis) * second)
+def _mixed(
+    x: Floating, axis: int, low: NDArray[np.int64], high: NDArray[np.int64], weight: NDArray[np.float64]
+) -> Floating:
+    second = weight.astype(x.dtype).reshape([-1 if a == axis else 1 for a in range(x.ndim)])
+    out = x.take(low, axis)
+    out *= x.dtype.type(1) - second
+    upper = x.take(high, axis)
+    upper *= second
+    return np.add(out, upper, out=out)
 
 
-def _apply(matrix: Float, x: Float, axis: int, into: Float | None) -> Float:
+def _apply(matrix: Floating, x: Floating, axis: int, into: Float | None) -> Floating:
     sides = (*x.shape[:axis], len(matrix), *x.shape[axis + 1 :])
-    out = np.empty(sides, np.float32) if into is None else into
+    out: Floating = np.empty(sides, x.dtype) if into is None else into
     if axis == x.ndim - 1:
         return np.matmul(x, matrix.T, out=out)
     before = int(np.prod(x.shape[:axis]))
@@ -136,8 +152,8 @@ def _apply(matrix: Float, x: Float, axis: int, into: Float | None) -> Float:
 
 
 @lru_cache(maxsize=64)
-def axis_matrix(before: int, after: int, order: int, kind: str = "spline") -> Float:
-    """(after, before) float32: row o holds the weights of output sample o."""
+def axis_matrix(before: int, after: int, order: int, kind: str = "spline", dtype: str = "float32") -> Floating:
+    """(after, before): row o holds the weights of output sample o."""
     position = sample_positions(before, after, kind)
     if order == 1:
         low, high, weight = linear_taps(before, after, kind)
@@ -150,7 +166,7 @@ def axis_matrix(before: int, after: int, order: int, kind: str = "spline") -> Fl
     else:
         raise ValueError(f"interpolation order {order} is not offered; orders are 0, 1 and 3")
     matrix[np.abs(matrix) < _NEGLIGIBLE] = 0
-    out = matrix.astype(np.float32)
+    out: Floating = matrix.astype(dtype)
     out.setflags(write=False)
     return out
 

@@ -29,9 +29,9 @@ from segship.inference.journal import (
 from segship.inference.predictor import Failure
 from segship.inference.volume_budget import Budget, choose_setting
 from segship.inference.volume_cases import Case, find_cases
-from segship.inference.volume_cost import Cost, cost_of, in_words, process_peak
+from segship.inference.volume_cost import Cost, cost_of, in_words, peak_of, process_memory, process_peak
 from segship.inference.volume_files import write_case
-from segship.inference.volume_network import TileOptions
+from segship.inference.volume_network import TileOptions, first_tiles
 from segship.inference.volume_prediction import VOLUME_SUFFIXES
 from segship.inference.volume_predictor import CaseItem, VolumePredictor
 from segship.manifest import VolumeInput
@@ -98,6 +98,8 @@ class Plan:
     memory: int | None
     """bytes at the peak; None where no header could be read"""
     overlap: bool
+    base: int = 0
+    """bytes of it that process, engine and network take"""
     budget: Budget | None = None
     """what a time budget made of the settings"""
 
@@ -146,13 +148,14 @@ def predict_cases(
     _refuse_overwriting(jobs, output, _ending(predictor, options))
     made = read_journal(output) if options.resume else {}
     todo = [job for job in jobs if not is_done(made.get(job.key), job.size, job.mtime_ns, recipe_key, output)]
+    todo = _after_first_stage(predictor, todo, options)
     failed: list[tuple[str, str]] = [(problem, problem) for problem in problems] if options.part_id == 0 else []
     plan = replace(_plan(predictor, todo, len(jobs) - len(todo), options), budget=budget)
     if announce is not None:
         announce(plan)
     fitting = []
     for job in todo:
-        refusal = _too_much(job, plan, predictor, options)
+        refusal = _too_much(job, plan, options)
         if refusal is None:
             fitting.append(job)
         else:
@@ -174,6 +177,7 @@ def predict_cases(
             previous=_previous(fitting, spec, options),
             progress=None if progress is None else lambda d, t, name: progress(d, t, places.get(name, name)),
             overlap=plan.overlap,
+            keep_image=options.preview,
         )
         try:
             for job, outcome in zip(fitting, results, strict=True):
@@ -220,7 +224,7 @@ def plan_cases(predictor: VolumePredictor, inputs: Sequence[Path | str], options
     _check(predictor, options)
     cases, _ = find_cases(inputs, _input(predictor))
     jobs = [_job(case, predictor, options) for case in cases][options.part_id :: options.num_parts]
-    return _plan(predictor, jobs, 0, options)
+    return _plan(predictor, _after_first_stage(predictor, jobs, options), 0, options)
 
 
 # ------------------------------------------------------------------------------------------------- planning
@@ -258,8 +262,27 @@ def _job(case: Case, predictor: VolumePredictor, options: CaseOptions) -> _Job:
         except OSError:
             size, mtime = -1, -1  # reading it will say why
             break
-    cost = cost_of(case.files, predictor.manifest, options.tiles, probabilities=options.probabilities)
+    cost = cost_of(
+        case.files, predictor.manifest, options.tiles, probabilities=options.probabilities, image=options.preview
+    )
     return _Job(case=case, key=str(case.files[0]), size=size, mtime_ns=mtime, cost=cost)
+
+
+def _after_first_stage(predictor: VolumePredictor, jobs: Sequence[_Job], options: CaseOptions) -> list[_Job]:
+    """With the memory of a cascade's first stage, where that runs on each case before this one."""
+    if predictor.manifest.previous_stage is None or options.previous is not None or not jobs:
+        return list(jobs)
+    try:
+        first = predictor.first_stage()
+    except SegshipError:  # each case will say why
+        return list(jobs)
+    tiles = first_tiles(options.tiles)
+    first.run_one_window(tiles)
+    costs = [cost_of(job.case.files, first.manifest, tiles) for job in jobs]
+    return [
+        job if job.cost is None or cost is None else replace(job, cost=job.cost.after(cost))
+        for job, cost in zip(jobs, costs, strict=True)
+    ]
 
 
 def _plan(predictor: VolumePredictor, jobs: Sequence[_Job], skipped: int, options: CaseOptions) -> Plan:
@@ -269,15 +292,14 @@ def _plan(predictor: VolumePredictor, jobs: Sequence[_Job], skipped: int, option
     tiling = options.tiles.applied(manifest.tiling)
     mirrors, members = 2 ** len(tiling.mirror_axes), len(options.tiles.members or manifest.network.members)
     tiles = max((cost.passes for cost in known), default=0) // (mirrors * members)
-    memory, overlap = None, True
+    memory, overlap, base = None, True, 0
     if known:
-        base = _measured_base(predictor, options)
-        alone = base + max(cost.bytes for cost in known)
-        waiting = sorted((cost.waiting_bytes for cost in known), reverse=True)[:2] if len(known) > 1 else []
-        memory = alone + sum(waiting)
+        base = _measured_base(predictor, options, max(cost.passes for cost in known) // members)
+        memory = max(process_peak(), base + peak_of(known))
         if options.memory is not None and memory > options.memory:
-            memory, overlap = alone, False
+            memory, overlap = max(process_peak(), base + max(cost.bytes for cost in known)), False
     return Plan(
+        base=base,
         cases=len(jobs) + skipped,
         skipped=skipped,
         passes=sum(cost.passes for cost in known),
@@ -287,17 +309,19 @@ def _plan(predictor: VolumePredictor, jobs: Sequence[_Job], skipped: int, option
     )
 
 
-def _measured_base(predictor: VolumePredictor, options: CaseOptions) -> int:
-    """The process with its engine, after one batch of windows has run."""
-    predictor.run_one_window(options.tiles)
-    return process_peak()
+def _measured_base(predictor: VolumePredictor, options: CaseOptions, most: int) -> int:
+    """The process with its engine, after one batch of windows has run; what a larger batch takes is reckoned from it."""
+    before = process_memory()
+    ran, batch = predictor.run_one_window(options.tiles, most)
+    after = process_memory()
+    return after + int(max(0, after - before) * (batch / ran - 1))
 
 
-def _too_much(job: _Job, plan: Plan, predictor: VolumePredictor, options: CaseOptions) -> str | None:
+def _too_much(job: _Job, plan: Plan, options: CaseOptions) -> str | None:
     """Why a case is refused, or None."""
     if options.memory is None or job.cost is None:
         return None
-    base = process_peak()
+    base = plan.base
     need = base + job.cost.bytes
     if need <= options.memory:
         return None

@@ -27,6 +27,7 @@ import numpy as np
 from segship.errors import SegshipError, UsageError
 from segship.inference.volume_cases import Case
 from segship.inference.volume_cost import Cost, cost_of, cost_of_extent
+from segship.inference.volume_memory import Extent
 from segship.inference.volume_network import TileOptions, batch_of, count_passes
 from segship.inference.writers import write_bytes
 from segship.manifest import Recipe, Tiling
@@ -269,7 +270,8 @@ def _costs(predictor: VolumePredictor, cases: Sequence[Case], tiles: TileOptions
         if cost is None:
             try:
                 volume = predictor.read(case)
-                cost = cost_of_extent(volume.shape, volume.spacing, predictor.manifest, tiles)
+                grid = Extent(shape=volume.shape, spacing=volume.spacing)
+                cost = cost_of_extent(grid, predictor.manifest, tiles)
             except (SegshipError, MemoryError, ValueError, ArithmeticError):
                 continue
         found.append((case.name, cost))

@@ -72,6 +72,10 @@ class PreparedVolume:
     spacing: Spacing
     frame: VolumeFrame
 
+    def without_values(self) -> PreparedVolume:
+        """The same with an array of zeros that takes no memory: what is needed once the network has run."""
+        return replace(self, x=np.broadcast_to(np.float32(0), self.x.shape))
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _State:
@@ -91,11 +95,14 @@ class _State:
         return self.x.shape[1], self.x.shape[2], self.x.shape[3]
 
 
-def prepare_volume(volume: Volume, recipe: Recipe, previous: np.ndarray | None = None) -> PreparedVolume:
+def prepare_volume(
+    volume: Volume, recipe: Recipe, previous: np.ndarray | None = None, *, keep: bool = True
+) -> PreparedVolume:
     """Run the manifest's steps over one case.
 
-    ``previous`` holds the labels (z, y, x) of a cascade's first stage on the case's own grid. Raises InputError for
-    NaN, wrong channels or a grid without extent, PackageError for a step that only pictures have.
+    ``previous`` holds the labels (z, y, x) of a cascade's first stage on the case's own grid. Without ``keep`` the case's
+    own values may be overwritten, which saves a copy. Raises InputError for NaN, wrong channels or a grid without extent,
+    PackageError for a step that only pictures have.
     """
     check_volume(volume, recipe)
     if volume.prepared:
@@ -109,7 +116,7 @@ def prepare_volume(volume: Volume, recipe: Recipe, previous: np.ndarray | None =
     if previous is not None and previous.shape != volume.shape:
         raise InputError(f"{volume.name}: the previous stage's labels are {previous.shape}, the case {volume.shape}")
     kept = previous.astype(np.int32) if cascade is not None and previous is not None else None
-    state = _run_steps(volume, recipe.preprocess, kept, cascade)
+    state = _run_steps(volume, recipe.preprocess, kept, cascade, keep)
     check_channels(len(state.x), recipe, volume.name)
     return _prepared(volume, state)
 
@@ -121,16 +128,20 @@ def prepare_steps(volume: Volume, steps: Sequence[Step]) -> PreparedVolume:
 
 
 def _run_steps(
-    volume: Volume, steps: Sequence[Step], previous: np.ndarray | None, cascade: PreviousStageChannels | None
+    volume: Volume,
+    steps: Sequence[Step],
+    previous: np.ndarray | None,
+    cascade: PreviousStageChannels | None,
+    keep: bool = True,
 ) -> _State:
     given = volume.channels
     x = np.asarray(given, np.float32)
-    borrowed = np.may_share_memory(x, given)
+    borrowed = (keep or not given.flags.writeable) and np.may_share_memory(x, given)
     state = _State(x=x, spacing=volume.spacing, mask=None, previous=previous, cascade=cascade, borrowed=borrowed)
     masked = _needs_mask(steps)
     for step in steps:
         state = _run(state, step, masked)
-        state = replace(state, borrowed=np.may_share_memory(state.x, given))
+        state = replace(state, borrowed=borrowed and np.may_share_memory(state.x, given))
     return _owned(state)
 
 
@@ -273,7 +284,9 @@ def fill_holes(mask: Mask) -> Mask:
         for face in (numbered.take(0, axis), numbered.take(-1, axis)):
             outside[np.unique(face)] = True
     outside[0] = False
-    filled: Mask = ~outside[numbered]
+    filled: Mask = np.empty(mask.shape, bool)
+    for target, plane in zip(filled, numbered, strict=True):  # numbers become 64-bit where they pick
+        np.logical_not(outside[plane], out=target)
     return filled
 
 

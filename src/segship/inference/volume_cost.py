@@ -1,16 +1,16 @@
 """What a case will cost, from its files' headers alone: passes of the network, and memory.
 
 The grid is that of the whole case: what a crop will take away is not known before the voxels are read, so both numbers
-are upper bounds of the windows. The memory of engine and network is measured on one window, not guessed.
+are upper bounds. The memory of engine and network is measured on one window, not guessed.
 """
 
 from __future__ import annotations
 
-import math
+import os
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ from segship.inference.nifti import parse_header
 from segship.inference.resample import Shape3, Spacing
 from segship.inference.volume_chain import resampled_shape
 from segship.inference.volume_formats import PICTURE_SPACING
+from segship.inference.volume_memory import Extent, Memory, memory_of
 from segship.inference.volume_network import TileOptions, count_passes
 from segship.manifest import Pad, Recipe, Resample, Transpose, VolumeInput
 
@@ -34,57 +35,74 @@ class Cost:
     grid: Shape3
     """on which the network runs, before any crop"""
     passes: int
-    bytes: int
-    waiting_bytes: int
-    """while another case runs: read and prepared, or waiting to be written"""
+    memory: Memory
+
+    @property
+    def bytes(self) -> int:
+        """At the peak, where the case is alone."""
+        return self.memory.peak
+
+    def after(self, first: Cost) -> Cost:
+        """With a cascade's first stage, which runs while the case is read."""
+        return replace(self, memory=replace(self.memory, reading=max(self.memory.reading, first.bytes)))
 
 
-def cost_of(files: Sequence[Path], recipe: Recipe, tiles: TileOptions, *, probabilities: bool = False) -> Cost | None:
-    """The cost of a case, or None where its header does not tell (reading it will say why)."""
+def cost_of(
+    files: Sequence[Path], recipe: Recipe, tiles: TileOptions, *, probabilities: bool = False, image: bool = True
+) -> Cost | None:
+    """The cost of a case, or None where its header does not tell (reading it will say why).
+
+    ``image`` says that the voxels as read are kept until the labels are written, as a preview needs them.
+    """
     spec = recipe.input
     assert isinstance(spec, VolumeInput)
     try:
         found = header_of(files[0], spec)
-        return None if found is None else cost_of_extent(*found, recipe, tiles, probabilities=probabilities)
+        if found is None:
+            return None
+        largest = max(file.stat().st_size for file in files)
+        return cost_of_extent(
+            replace(found, file_bytes=largest), recipe, tiles, probabilities=probabilities, image=image
+        )
     except (SegshipError, OSError, ValueError, ZeroDivisionError, OverflowError):
         return None
 
 
 def cost_of_extent(
-    shape: Shape3, spacing: Spacing, recipe: Recipe, tiles: TileOptions, *, probabilities: bool = False
+    case: Extent, recipe: Recipe, tiles: TileOptions, *, probabilities: bool = False, image: bool = True
 ) -> Cost:
-    """The cost of a case of (z, y, x) voxels, spacing in millimetres. Raises InputError for a grid without extent."""
-    spec = recipe.input
-    assert isinstance(spec, VolumeInput)
+    """The same of a case whose grid is known. Raises InputError for a grid without extent."""
     assert recipe.tiling is not None
-    grid = _grid(shape, spacing, recipe)
+    grid = _grid(case.shape, case.spacing, recipe)
     members = len(tiles.members or recipe.network.members)
-    tiling = tiles.applied(recipe.tiling)
-    most = tuple(max(side, least) for side, least in zip(grid[-len(tiling.window) :], tiling.window, strict=True))
-    voxels, cells = math.prod(shape), math.prod(grid[: 3 - len(most)]) * math.prod(most)
-    channels, classes = len(spec.channels), recipe.network.outputs[0].channels
-    read = 4 * channels * voxels
-    prepared = 4 * recipe.network.input_channels * math.prod(grid)
-    reading = 2 * read + 2 * voxels + prepared + 16 * max(voxels, math.prod(grid))  # one channel in float64, twice
-    running = read + 2 * prepared + 4 * (classes + 1) * cells + 4 * classes * math.prod(grid)  # the mean, cut back
-    writing = read + prepared + 4 * classes * cells + 12 * voxels
-    writing += 8 * classes * voxels if probabilities else 0
     return Cost(
-        shape=shape,
+        shape=case.shape,
         grid=grid,
-        passes=count_passes(grid, tiling, members),
-        bytes=max(reading, running, writing),
-        waiting_bytes=max(reading, writing),
+        passes=count_passes(grid, tiles.applied(recipe.tiling), members),
+        memory=memory_of(case, recipe, tiles, probabilities=probabilities, image=image),
     )
 
 
-def header_of(path: Path, spec: VolumeInput) -> tuple[Shape3, Spacing] | None:
-    """(shape, spacing) as (z, y, x) in the reader's order, without reading voxels; None for forms not looked into."""
+def peak_of(costs: Sequence[Cost]) -> int:
+    """Bytes that cases take at the peak where each is read while the one before it runs and the one before that is
+    written, in this order."""
+    found = 0
+    for number, cost in enumerate(costs):
+        after, before = costs[number + 1 : number + 2], costs[max(0, number - 1) : number]
+        beside = sum(max(one.memory.reading, one.memory.waiting) for one in after)
+        beside += sum(one.memory.writing for one in before)
+        alone = max(cost.memory.running, cost.memory.reading, cost.memory.writing)
+        found = max(found, cost.memory.running + beside, alone)
+    return found
+
+
+def header_of(path: Path, spec: VolumeInput) -> Extent | None:
+    """What a file says before its voxels are read, in the reader's order; None for forms not looked into."""
     if spec.reader == "image-2d":
         from PIL import Image
 
         with Image.open(path) as picture:
-            return (1, picture.height, picture.width), PICTURE_SPACING
+            return Extent(shape=(1, picture.height, picture.width), spacing=PICTURE_SPACING, stored_bytes=2)
     if spec.reader == "tiff-3d" or not path.name.lower().endswith((".nii", ".nii.gz")):
         return None
     with path.open("rb") as raw:
@@ -99,16 +117,23 @@ def header_of(path: Path, spec: VolumeInput) -> tuple[Shape3, Spacing] | None:
             block = raw.read(544)
     header = parse_header(block, path.name)
     sides, zooms = list(header.shape[:3]), list(header.zooms[:3])
+    size = header.dtype.itemsize
     if len(sides) == 2:
-        return (1, sides[1], sides[0]), (max(zooms) * 999, zooms[1], zooms[0])
+        return Extent(shape=(1, sides[1], sides[0]), spacing=(max(zooms) * 999, zooms[1], zooms[0]), stored_bytes=size)
     target = spec.orientation or ("RAS" if spec.reader.endswith("-reorient") else None)
+    turned = spec.reader == "nibabel-stored"  # the slowest axis last
     if target is not None:
         from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
         there = ornt_transform(io_orientation(header.affine), axcodes2ornt(tuple(target)))
         order = np.argsort(there[:, 0])
         sides, zooms = [sides[int(i)] for i in order], [zooms[int(i)] for i in order]
-    return (sides[2], sides[1], sides[0]), (zooms[2], zooms[1], zooms[0])
+        turned = True
+    if spec.reader == "nibabel-stored":
+        shape, spacing = (sides[0], sides[1], sides[2]), (zooms[0], zooms[1], zooms[2])
+    else:
+        shape, spacing = (sides[2], sides[1], sides[0]), (zooms[2], zooms[1], zooms[0])
+    return Extent(shape=shape, spacing=spacing, stored_bytes=size, turned=turned)
 
 
 def _grid(shape: Shape3, spacing: Spacing, recipe: Recipe) -> Shape3:
@@ -153,3 +178,15 @@ def process_peak() -> int:
         return 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def process_memory() -> int:
+    """What this process holds now, in bytes; the most it held so far where the system does not tell.
+
+    Compiling a network takes more than running it, and that is over before the first case is read.
+    """
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError):
+        return process_peak()

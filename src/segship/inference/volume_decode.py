@@ -8,13 +8,15 @@ Scores are (K, z, y, x); labels (z, y, x) uint8 or uint16.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from segship.errors import PackageError
 from segship.inference.decode import activate, label_dtype
 from segship.inference.enlarge import argmax_on_grid, each_above, resample_one_by_one
 from segship.inference.postprocess import keep_largest
-from segship.inference.resample import Rule
+from segship.inference.resample import Rule, resample_wide
 from segship.inference.volume_chain import Moved, VolumeFrame
 from segship.manifest import Argmax, Decode, KeepLargest, Recipe, Regions, Threshold
 
@@ -81,9 +83,12 @@ def _resampled_argmax(scores: np.ndarray, step: Moved | None, rule: Rule) -> np.
 
 
 def _half_argmax(scores: np.ndarray, step: Moved, rule: Rule) -> np.ndarray:
-    """Of scores that were summed in float16: nnU-Net v2 rounds them to that again once they are resampled (its torch
-    functions excepted), and the first of equal ones wins."""
-    parts = resample_one_by_one(scores, step.before, rule, step.after_spacing, step.before_spacing)
+    """Of scores that were summed in float16: nnU-Net v2 resamples them in float64 and rounds them to float16 again (its
+    torch functions excepted), and the first of equal ones wins."""
+    way = (step.before, rule, step.after_spacing, step.before_spacing)
+    parts: Iterator[np.ndarray] = resample_one_by_one(scores, *way)
+    if rule.kind == "spline":
+        parts = (resample_wide(one.astype(np.float64), *way) for one in scores)
     index = np.zeros(step.before, label_dtype(tuple(range(len(scores)))))
     best: np.ndarray | None = None
     for k, part in enumerate(parts):
@@ -110,15 +115,24 @@ def probabilities(scores: np.ndarray, frame: VolumeFrame, recipe: Recipe, *, act
     early = not activated and decode.restore_what == "probabilities"
     if early:
         scores = activate(scores, decode.activation)
-    if step is not None and step.before != scores.shape[1:]:
+    values = np.empty((len(scores), *(step.before if step else scores.shape[1:])), np.float32)
+    if values.shape == scores.shape:
+        values[...] = scores
+    elif step is not None:
         parts = resample_one_by_one(scores, step.before, rule, step.after_spacing, step.before_spacing)
-        scores = np.stack(list(parts))
+        for target, part in zip(values, parts, strict=True):
+            target[...] = part
     if not activated and not early:
-        scores = activate(scores, decode.activation)
+        for z in range(values.shape[1]):  # slice by slice: an activation needs several times what it is given
+            values[:, z] = activate(values[:, z], decode.activation)
     rest = moved[:-1] if step else moved
+    if not rest:
+        return values
     exclusive = isinstance(decode.decision, Argmax)
-    out = [_back(one, rest, np.float32(1 if exclusive and k == 0 else 0)) for k, one in enumerate(scores)]
-    return np.stack(out).astype(np.float32, copy=False)
+    out = np.empty((len(values), *frame.shape), np.float32)
+    for k, one in enumerate(values):
+        out[k] = _back(one, rest, np.float32(1 if exclusive and k == 0 else 0))
+    return out
 
 
 def _before_resampling(scores: np.ndarray, frame: VolumeFrame) -> tuple[np.ndarray, tuple[Moved, ...]]:

@@ -68,6 +68,11 @@ class TileOptions:
         return windows.compat_crop(changed) if self.crop_remainder else changed
 
 
+def first_tiles(tiles: TileOptions) -> TileOptions:
+    """What a run's options mean for the first stage of a cascade: its folds and its window are its own."""
+    return replace(tiles, members=None, batch=None)
+
+
 def count_passes(shape: Sequence[int], tiling: Tiling, members: int) -> int:
     """How often the network runs on one window for a grid of this shape: the price of a case."""
     kept = windows.remainder_crop(shape[-len(tiling.window) :], tiling)

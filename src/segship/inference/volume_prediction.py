@@ -27,7 +27,7 @@ class VolumePrediction:
     frame: VolumeFrame
     recipe: Recipe
     volume: Volume
-    """the case as read: spacing and geometry for writing, channels for pictures"""
+    """the case as read: spacing and geometry for writing, channels for pictures unless they were not kept"""
     activated: bool = False
     clean: bool = True
     """apply the package's postprocessing rules"""
@@ -110,7 +110,14 @@ class VolumePrediction:
         return write_labels(path, self.labels, self.volume)
 
     def preview(self, side: int = 320) -> np.ndarray:
-        """Three planes through the largest part of the answer, tinted: uint8 (side, 3 · side, 3) RGB."""
+        """Three planes through the largest part of the answer, tinted: uint8 (side, 3 · side, 3) RGB.
+
+        Raises UsageError where the case's values were not kept.
+        """
+        if self.volume.emptied:
+            raise UsageError(
+                f"{self.name}: its image was not kept, so there is nothing to draw; ask for the preview first"
+            )
         return draw_preview(self, side)
 
     @property
@@ -130,7 +137,8 @@ def draw_preview(found: VolumePrediction, side: int) -> np.ndarray:
     """Axial, coronal and sagittal plane side by side, each of one scale in millimetres, overlay included."""
     import cv2
 
-    gray = _window(found.volume.channels[0])
+    channel = found.volume.channels[0]
+    low, high = _window(channel)
     centre = _centre(found.foreground)
     colors = np.zeros((int(found.labels.max(initial=0)) + 1, 3), np.uint8)
     for label in found.classes:
@@ -140,7 +148,8 @@ def draw_preview(found: VolumePrediction, side: int) -> np.ndarray:
     head_first = (getattr(found.recipe.input, "orientation", None) or "").startswith("I")
     extent = max(n * s for n, s in zip(found.frame.shape, found.spacing, strict=True))
     for axis in range(3):
-        plane, labels = gray.take(centre[axis], axis), found.labels.take(centre[axis], axis)
+        plane, labels = channel.take(centre[axis], axis), found.labels.take(centre[axis], axis)
+        plane = (np.clip((plane - low) / max(high - low, 1e-6), 0, 1) * 255).astype(np.uint8)
         sizes = [found.spacing[a] for a in range(3) if a != axis]
         height, width = (max(1, round(n * s / extent * side)) for n, s in zip(plane.shape, sizes, strict=True))
         picture = cv2.resize(plane, (width, height), interpolation=cv2.INTER_LINEAR)
@@ -157,12 +166,12 @@ def draw_preview(found: VolumePrediction, side: int) -> np.ndarray:
     return np.concatenate(tiles, axis=1)
 
 
-def _window(channel: np.ndarray) -> np.ndarray:
-    """uint8 between the 1st and 99th percentile of a sample of what is not the lowest value."""
+def _window(channel: np.ndarray) -> tuple[float, float]:
+    """What is shown as black and as white: the 1st and 99th percentile of a sample of what is not the lowest value."""
     sample = channel.reshape(-1)[:: max(1, channel.size // 200_000)]
     inside = sample[sample > sample.min()]
     low, high = np.percentile(inside if inside.size else sample, (1, 99))
-    return np.asarray(np.clip((channel - low) / max(high - low, 1e-6), 0, 1) * 255).astype(np.uint8)
+    return low, high
 
 
 def _centre(foreground: np.ndarray) -> tuple[int, int, int]:

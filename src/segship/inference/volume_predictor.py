@@ -18,11 +18,13 @@ from segship.inference.pipeline import ordered_map
 from segship.inference.predictor import Failure, Predictor
 from segship.inference.volume_cases import Case
 from segship.inference.volume_chain import PreparedVolume, prepare_volume
-from segship.inference.volume_network import Progress, TileOptions, batch_of, scores
+from segship.inference.volume_network import Progress, TileOptions, batch_of, first_tiles, scores
 from segship.inference.volume_prediction import VolumePrediction
 from segship.inference.volumes import Volume, read_labels, read_volume, sample_volume
 from segship.manifest import VolumeInput
 
+_WORTH_A_BATCH = 4
+"""batches of a case from which on one more, of empty windows, is little"""
 VolumeSource = Any
 """str | Path, a sequence of them (one file a channel), (array, spacing), or a Volume"""
 
@@ -115,15 +117,23 @@ class VolumePredictor(Predictor):
             activated=tiling is not None and tiling.average == "probabilities",
         )
 
-    def run_one_window(self, tiles: TileOptions | None = None) -> None:
-        """Run the network once on an empty window (a full batch of them), so that its memory shows."""
+    def run_one_window(self, tiles: TileOptions | None = None, most: int | None = None) -> tuple[int, int]:
+        """Run the network once on a batch of empty windows, so that its memory shows.
+
+        ``most`` is how many windows, mirrored ones counted too, the largest case has. Returns how many were run and how
+        many a case's batches hold: a case of few windows is not made to wait for a full batch of empty ones.
+        """
         options = tiles or self.tiles
         tiling = self.manifest.tiling
         assert tiling is not None
-        batch = min(batch_of(options, tiling), 2 ** len(options.applied(tiling).mirror_axes))
-        x = np.zeros((batch, self.manifest.network.input_channels, *tiling.window), np.float32)
+        batch = ran = batch_of(options, tiling)
+        if most is not None:
+            batch = min(batch, max(1, most))
+            ran = batch if most >= _WORTH_A_BATCH * batch else min(batch, 2 ** len(options.applied(tiling).mirror_axes))
+        x = np.zeros((ran, self.manifest.network.input_channels, *tiling.window), np.float32)
         for one in self.passes(options):
             one(x)
+        return ran, batch
 
     def golden_trace(self, sample: bytes) -> dict[str, np.ndarray]:
         """`trace` of a package's golden sample, without mirroring: eight times the work would prove nothing more."""
@@ -177,21 +187,24 @@ class VolumePredictor(Predictor):
         previous: Callable[[int], np.ndarray | Path | str | None] | None = None,
         progress: Progress | None = None,
         overlap: bool = True,
+        keep_image: bool = True,
     ) -> Generator[Any, None, None]:
         """The chain under `stream`: the next case is read and the last one finished while one runs.
 
         Three cases are in memory at most, one without ``overlap``. ``previous`` gives the first stage's labels for the case of a
         number, or None for the first stage to run. ``progress`` is told windows done, windows of this case, its name.
+        Without ``keep_image`` the values of cases read from files are let go once they are prepared.
         """
 
         def read(numbered: tuple[int, VolumeSource]) -> CaseItem:
-            return self._read_case(*numbered, previous, tiles)
+            return self._read_case(*numbered, previous, tiles, keep_image)
 
         def infer(item: CaseItem) -> CaseItem:
             if item.error is not None or item.prepared is None:
                 return item
             try:
-                return replace(item, scores=self.scores(item.prepared, tiles, _named(progress, item.name)))
+                found = self.scores(item.prepared, tiles, _named(progress, item.name))
+                return replace(item, scores=found, prepared=item.prepared.without_values())
             except SegshipError as error:
                 return replace(item, error=error)
             except MemoryError:
@@ -208,14 +221,16 @@ class VolumePredictor(Predictor):
         source: VolumeSource,
         previous: Callable[[int], np.ndarray | Path | str | None] | None,
         tiles: TileOptions | None,
+        keep_image: bool = True,
     ) -> CaseItem:
         name = case_name(source)
+        keep = keep_image or not isinstance(source, Case | str | Path)  # arrays are the caller's
         try:
             volume = self.read(source)
             before = self._previous_labels(volume, previous(number) if previous else None, tiles)
-            return CaseItem(
-                number=number, name=volume.name, volume=volume, prepared=prepare_volume(volume, self.manifest, before)
-            )
+            prepared = prepare_volume(volume, self.manifest, before, keep=keep)
+            volume = volume if keep else volume.without_values()
+            return CaseItem(number=number, name=volume.name, volume=volume, prepared=prepared)
         except SegshipError as error:
             return CaseItem(number=number, name=name, error=error)
         except MemoryError:
@@ -249,12 +264,15 @@ class VolumePredictor(Predictor):
             return None
         if given is not None:
             return given if isinstance(given, np.ndarray) else read_labels(Path(given), self._input())
+        return np.asarray(self.first_stage()(volume, tiles=first_tiles(tiles or self.tiles)).labels)
+
+    def first_stage(self) -> VolumePredictor:
+        """The package of a cascade's first stage, opened. Raises as `open_previous`."""
         with self._opening:
             if self.previous is None:
                 self.previous = open_previous(self)
         assert isinstance(self.previous, VolumePredictor)
-        changed = replace(tiles or self.tiles, members=None, batch=None)  # its folds and window are its own
-        return np.asarray(self.previous(volume, tiles=changed).labels)
+        return self.previous
 
     def close(self) -> None:
         if self.previous is not None:

@@ -72,10 +72,16 @@ class Volume:
     notes: tuple[str, ...] = ()
     prepared: bool = False
     """the values stand on the network's grid already, and no step is run on them"""
+    emptied: bool = False
+    """the values are gone (`without_values`)"""
 
     @property
     def shape(self) -> tuple[int, int, int]:
         return self.channels.shape[1], self.channels.shape[2], self.channels.shape[3]
+
+    def without_values(self) -> Volume:
+        """The same grid and geometry, which are all that writing labels needs; every voxel is a 0 that takes no memory."""
+        return replace(self, channels=np.broadcast_to(np.float32(0), self.channels.shape), emptied=True)
 
 
 # -------------------------------------------------------------------------------------------------- reading

@@ -10,7 +10,7 @@ import math
 import re
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from segship.errors import InputError
 from segship.inference.containers import inspect_container
 from segship.inference.nifti import NiftiHeader, parse_header
 from segship.inference.volume_cost import Cost, cost_of, in_words
-from segship.inference.volume_network import TileOptions
+from segship.inference.volume_network import TileOptions, first_tiles
 from segship.manifest import Recipe, VolumeInput
 from segship.serve.fields import Field
 from segship.serve.refused import Refused
@@ -121,11 +121,6 @@ def _folds(text: str | None, members: Sequence[str]) -> tuple[str, ...] | None:
             raise Refused(400, f"the package has no fold '{name[:40]}'", f"it has: {there}")
         found.append(match)
     return tuple(found)
-
-
-def first_tiles(tiles: TileOptions) -> TileOptions:
-    """What a request's words mean for the first stage of a cascade: its folds and its window are its own."""
-    return replace(tiles, members=None, batch=None)
 
 
 def make_order(

@@ -13,8 +13,9 @@ from segship.engines.processor import processor
 from segship.errors import SegshipError, UsageError
 from segship.inference.predictor import Predictor
 from segship.inference.volume_cases import Case
-from segship.inference.volume_cost import process_peak
+from segship.inference.volume_cost import process_memory
 from segship.inference.volume_files import write_case
+from segship.inference.volume_network import first_tiles
 from segship.inference.volume_predictor import VolumePredictor, open_previous
 from segship.inference.volumes import Volume
 from segship.manifest import Executed, VolumeInput
@@ -24,7 +25,7 @@ from segship.serve.metrics import VolumeMetrics
 from segship.serve.options import VolumeServeOptions
 from segship.serve.running import running
 from segship.serve.volume_jobs import Job, JobStore
-from segship.serve.volume_orders import READERS, Bounds, Order, first_tiles
+from segship.serve.volume_orders import READERS, Bounds, Order
 from segship.serve.volume_planes import Plane, count_labels, write_planes
 from segship.serve.volume_space import Space, size_of
 
@@ -71,7 +72,7 @@ class VolumeService:
         for one in (predictor, *([self.first] if self.first else [])):
             one.run_one_window()
         self.bounds = Bounds(
-            voxels=options.max_pixels, base=process_peak(),
+            voxels=options.max_pixels, base=process_memory(),
             memory=memory.usable() if options.memory is None else options.memory,
         )  # fmt: skip
         self.space = Space(options.max_held_bytes)
