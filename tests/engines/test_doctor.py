@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from importlib import metadata
 from types import ModuleType
 from typing import Any
@@ -95,7 +96,12 @@ class Entry:
 def vendor(availability: Any) -> ModuleType:
     module = ModuleType("vendor")
     module.__dict__.update(
-        NAME="vendor", INSTALL="", PRECISIONS=("fp32",), TOLERANCE={}, availability=availability, open_session=None
+        NAME="vendor",
+        INSTALL="",
+        PRECISIONS=("fp32",),
+        TOLERANCE={"fp32": 0.0},
+        availability=availability,
+        open_session=lambda graph, options: None,
     )
     return module
 
@@ -108,7 +114,7 @@ def test_an_engine_of_another_package_is_found(monkeypatch: pytest.MonkeyPatch):
     known = Availability(engine="vendor", version="7")
     install(monkeypatch, Entry("vendor", vendor(lambda: known)))
     assert engines.engine_names() == (*engines.BUILT_IN, "vendor")
-    assert engines.availabilities(["vendor"]) == [known]
+    assert engines.availabilities(["vendor"]) == [replace(known, origin="vendor.module")]
 
 
 def test_a_broken_engine_of_another_package_does_not_hurt_the_rest(monkeypatch: pytest.MonkeyPatch):

@@ -102,7 +102,7 @@ def print_warnings(warnings: Iterable[str]) -> None:
 @click.option("--batch", type=click.IntRange(1), default=None, help="Fix the batch size [free].")
 @click.option("--folder", is_flag=True, help="Write a folder instead of a zip.")
 @click.option(
-    "--engine", "engines", type=NameList(), default=None, help="Prove parity on these engines [all installed]."
+    "--engine", "engines", type=NameList(), default=None, help="Prove parity on these engines [segship's own]."
 )
 @click.option("--validate", type=click.Path(), help="Data set to score every reading that the weights leave open.")
 @click.option("--split", default=None, help="Which part of --validate: default, ascend, or a file of ids.")

@@ -32,7 +32,11 @@ def with_engine(function: F) -> F:
     options = [
         click.option("--engine", default=None, help="openvino (default), onnxruntime, pytorch or an installed one."),
         click.option(
-            "--device", default="cpu", show_default=True, help="cpu, gpu, gpu:1, npu, cuda … never replaced silently."
+            "--device",
+            default="cpu",
+            show_default=True,
+            help="cpu, auto; gpu, gpu:1, npu (openvino); cuda, cuda:1 (onnxruntime, pytorch); tensorrt, cann "
+            "(onnxruntime). Refused where absent, never replaced.",
         ),
         click.option(
             "--threads", type=click.IntRange(1, 1024), default=None, help="Threads of the engine [its own choice]."

@@ -10,7 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from segship.engines import engine_names, get_engine
+from segship.engines import BUILT_IN, get_engine
 from segship.engines.processor import processor
 from segship.errors import EngineMissing, OutputError, PackageError, UsageError
 from segship.manifest import Manifest, Recipe, Resize, ResizeKeepRatio, Step
@@ -20,8 +20,9 @@ TOOLS = ("numpy", "opencv-python-headless", "openvino", "onnxruntime", "torch", 
 
 
 def checking_engines(names: Sequence[str] | None, precision: str) -> list[str]:
-    """Installed engines that run ``precision``, best first; with ``names`` exactly those.
+    """Installed engines of segship's own that run ``precision``, best first; with ``names`` exactly those.
 
+    Engines of other packages are checked when they are named: a broken one stops nobody's export.
     Raises EngineMissing for a named engine that is not installed, or when there is none at all.
     """
     if names:
@@ -33,7 +34,7 @@ def checking_engines(names: Sequence[str] | None, precision: str) -> list[str]:
                 raise UsageError(f"engine '{name}' does not run {precision}; it runs {', '.join(module.PRECISIONS)}")
         return list(names)
     found = []
-    for name in engine_names():
+    for name in BUILT_IN:
         if name == "fake":
             continue
         module = get_engine(name)

@@ -10,25 +10,23 @@ An engine module provides
     open_session(graph, options) -> Session     raises EngineMissing, DeviceMissing, PrecisionMissing, EngineError
 
 and knows nothing of images or families. Modules of this folder are found by name; engines of other
-packages through the entry point group ``segship.engines`` (entry point name = engine name, value = module).
+packages through the entry point group ``segship.engines`` (entry point name = engine name, value = module),
+see `outside` and docs/engines.md. `common` holds what every engine checks in the same words.
 """
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import numpy as np
 
-from segship.errors import EngineError, SegshipError, UsageError
+from segship.errors import SegshipError, UsageError
 from segship.manifest import Executed
-
-if TYPE_CHECKING:
-    from importlib.metadata import EntryPoint, EntryPoints
 
 MODULE_NAMES = ("NAME", "INSTALL", "PRECISIONS", "TOLERANCE", "availability", "open_session")
 BUILT_IN = ("openvino", "onnxruntime", "pytorch", "fake")
@@ -55,6 +53,8 @@ class Availability:
     note: str = ""
     missing: Mapping[str, str] = field(default_factory=dict)
     """devices that the engine could use but does not find here -> what to install for them"""
+    origin: str = ""
+    """name and version of the package that brings the engine; '' for those of segship. Filled in by segship"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,43 +96,33 @@ class Session(Protocol):
     def close(self) -> None: ...
 
 
-def _outside() -> EntryPoints:
-    from importlib import metadata  # slow to import, and to read: only for a name that is not built in
-
-    return metadata.entry_points(group="segship.engines")
-
-
 def engine_names() -> tuple[str, ...]:
     """Built-in engines first, then those that installed packages bring."""
-    return (*BUILT_IN, *sorted(entry.name for entry in _outside() if entry.name not in BUILT_IN))
+    from segship.engines import outside  # reads every installed package's metadata: only where it is needed
+
+    return (*BUILT_IN, *outside.names())
 
 
 def get_engine(name: str) -> ModuleType:
-    """The engine's module. Raises UsageError for a name that nothing provides."""
+    """The engine's module. Raises UsageError for a name that nothing provides, EngineError for a broken package."""
     if name in BUILT_IN:
         return importlib.import_module(f"segship.engines.{name}")
-    for entry in _outside():
-        if entry.name == name:
-            return _load_outside(entry)
-    raise UsageError(f"no engine is called '{name}'; there are: {', '.join(engine_names())}")
+    from segship.engines import outside
 
-
-def _load_outside(entry: EntryPoint) -> ModuleType:
-    try:
-        module = entry.load()
-    except Exception as error:  # it is another's code: whatever it raises, the other engines stay usable
-        raise EngineError(
-            f"engine '{entry.name}' of {entry.value} cannot be loaded ({error}); reinstall or remove its package"
-        ) from None
-    lacking = [name for name in MODULE_NAMES if not hasattr(module, name)]
-    if not isinstance(module, ModuleType) or lacking:
-        raise EngineError(f"engine '{entry.name}' of {entry.value} lacks {', '.join(lacking)}; update its package")
+    module = outside.load(name)
+    if module is None:
+        raise UsageError(f"no engine is called '{name}'; there are: {', '.join(engine_names())}")
     return module
 
 
 def open_session(engine: str, graph: Path, options: SessionOptions) -> Session:
     """Open an ONNX graph on an engine. The engine refuses what it cannot do; nothing is replaced silently."""
-    session: Session = get_engine(engine).open_session(graph, options)
+    module = get_engine(engine)
+    if engine not in BUILT_IN:
+        from segship.engines import outside
+
+        return outside.open_session(engine, module, graph, options)
+    session: Session = module.open_session(graph, options)
     return session
 
 
@@ -142,8 +132,18 @@ def availabilities(names: Sequence[str] | None = None) -> list[Availability]:
 
 
 def _availability(name: str) -> Availability:
+    if name in BUILT_IN:
+        return _told(name)
+    from segship.engines import outside
+
+    return replace(_told(name), origin=outside.origin(name))
+
+
+def _told(name: str) -> Availability:
     try:
-        availability: Availability = get_engine(name).availability()
+        availability = get_engine(name).availability()
+        if not isinstance(availability, Availability):
+            raise TypeError(f"availability() returned {type(availability).__name__}, not segship's Availability")
         return availability
     except UsageError:
         raise

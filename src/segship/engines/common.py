@@ -5,16 +5,17 @@ Engines of other packages use it too: its names stay.
 
 from __future__ import annotations
 
+import importlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
-from segship.engines import Session, SessionOptions
+from segship.engines import Availability, Device, Session, SessionOptions
 from segship.engines.processor import processor
-from segship.errors import DeviceMissing, EngineError, PrecisionMissing, UsageError
+from segship.errors import DeviceMissing, EngineError, EngineMissing, PrecisionMissing, UsageError
 from segship.manifest import Executed
 
 Shape = tuple[int | None, ...]
@@ -28,6 +29,27 @@ _DEVICE_OF = {
 _NO_MEMORY = re.compile(
     r"out of memory|OutOfMemory|failed to allocate|bad_alloc|CL_OUT_OF_|CL_MEM_OBJECT_ALLOCATION_FAILURE", re.IGNORECASE
 )
+
+
+def needs(engine: str, install: str, *libraries: str) -> list[Any]:
+    """An engine's libraries, imported when they are needed and not before. Raises EngineMissing."""
+    try:
+        return [importlib.import_module(name) for name in libraries]
+    except ImportError as error:
+        raise EngineMissing(f"engine '{engine}' is not installed ({last_line(error)}); type: {install}") from None
+
+
+def available(engine: str, install: str, look: Callable[[], tuple[str, Iterable[Device]]]) -> Availability:
+    """What ``look`` finds: version and devices. Whatever it raises becomes the note: a driver that fails while it is
+    asked must not take `segship doctor` down.
+    """
+    try:
+        version, devices = look()
+        return Availability(engine=engine, version=version, devices=tuple(devices), install=install)
+    except EngineMissing as error:
+        return Availability(engine=engine, version=None, install=install, note=str(error))
+    except Exception as error:
+        return Availability(engine=engine, version=None, install=install, note=last_line(error))
 
 
 def check_options(engine: str, precisions: Sequence[str], options: SessionOptions) -> None:
@@ -45,13 +67,22 @@ def check_options(engine: str, precisions: Sequence[str], options: SessionOption
 
 def no_device(engine: str, asked: str, there: Iterable[str], remedy: str = "") -> DeviceMissing:
     """The refusal of a device in one line: what was asked for, what is there, what to install or to choose instead."""
-    kind = asked.lower().partition(":")[0]
-    others = [name for name in _DEVICE_OF.get(kind, ()) if name != engine]
-    if not remedy and others and engine not in _DEVICE_OF[kind]:
-        remedy = f"'{kind}' is a device of --engine {' or '.join(others)}"
-    present = ", ".join(there)
-    remedy = remedy or (f"choose --device {present.split(', ')[0]}" if present else "see `segship doctor`")
-    return DeviceMissing(f"{engine} has no device '{asked}' here, only {present or 'none at all'}; {remedy}")
+    present = list(there)
+    remedy = remedy or _another_engine(engine, asked.lower().partition(":")[0])
+    remedy = remedy or (f"choose --device {present[0].lower()}" if present else "see `segship doctor`")
+    return DeviceMissing(f"{engine} has no device '{asked}' here, only {', '.join(present) or 'none at all'}; {remedy}")
+
+
+def _another_engine(engine: str, kind: str) -> str:
+    """Which other engine has a device of this kind, in words; '' where none is known."""
+    if kind in _DEVICE_OF:
+        return "" if engine in _DEVICE_OF[kind] else f"'{kind}' is a device of --engine {' or '.join(_DEVICE_OF[kind])}"
+    if kind == "cpu":
+        return ""
+    from segship.engines import outside
+
+    others = [name for name in outside.names() if name != engine]
+    return f"'{kind}' may be a device of --engine {' or '.join(others)}" if others else ""
 
 
 def check_graph(graph: Path) -> None:
@@ -113,7 +144,7 @@ def check_input(engine: str, x: np.ndarray, expected: Shape) -> np.ndarray:
 
 def run_failed(engine: str, x: np.ndarray, error: Exception, device: str = "cpu") -> EngineError:
     where = "" if device.lower() == "cpu" else f" on {device}"
-    if _NO_MEMORY.search(f"{type(error).__name__}: {error}"):
+    if no_memory(error):
         return EngineError(
             f"{engine}: no memory left{where} for an input of shape {show_shape(x.shape)} ({last_line(error)}); "
             "run smaller batches or sizes, fewer streams, or another device"
@@ -123,6 +154,11 @@ def run_failed(engine: str, x: np.ndarray, error: Exception, device: str = "cpu"
         f"{engine}: failed{where} on an input of shape {show_shape(x.shape)} ({last_line(error)}); if other sizes work, "
         f"this one does not fit the network: resize or pad it{other}"
     )
+
+
+def no_memory(error: Exception) -> bool:
+    """Did a library fail because its device's memory, or the machine's, is full?"""
+    return isinstance(error, MemoryError) or bool(_NO_MEMORY.search(f"{type(error).__name__}: {error}"))
 
 
 def closed(engine: str) -> EngineError:

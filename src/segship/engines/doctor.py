@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from segship.engines import Availability, availabilities
+from segship.engines import Availability, availabilities, outside
 from segship.engines.processor import Processor, processor
 
 PRECISIONS = ("fp32", "bf16", "fp16", "int8")
@@ -36,8 +36,16 @@ def as_dict(engines: Sequence[Availability] | None = None) -> dict[str, Any]:
 
 
 def problems(engines: Sequence[Availability]) -> list[str]:
-    """What hinders: a broken installation, two ONNX Runtime wheels in one environment, no engine at all."""
-    found = [f"{e.engine}: {e.note}" for e in engines if e.note and e.engine != "fake" and e.version is not None]
+    """What hinders: a broken installation, two ONNX Runtime wheels in one environment, no engine at all.
+
+    And of other packages' engines: those that cannot be used.
+    """
+    found = [
+        f"{e.engine}: {e.note}"
+        for e in engines
+        if e.note and e.engine != "fake" and (e.version is not None or e.origin)
+    ]
+    found += outside.unused()
     if all(e.version is None for e in engines if e.engine != "fake"):
         found.append("no engine is installed; type: pip install openvino")
     return found
@@ -63,11 +71,14 @@ def as_text(engines: Sequence[Availability] | None = None) -> str:
     ]
     lines += ["", "Another precision that an engine accepts runs in float32 there, and its record says so.", ""]
     lines += [f"for {e.engine} on {device}: {what}" for e in engines for device, what in e.missing.items()]
+    lines += [f"{e.engine} comes with {e.origin}" for e in engines if e.origin and e.version is not None]
     lines += [f"problem: {problem}" for problem in problems(engines)]
     return "\n".join(lines)
 
 
 def _rows(engine: Availability) -> list[tuple[str, str, str, str, str]]:
+    if engine.version is None and engine.origin and not engine.install:
+        return [(engine.engine, "broken", "", "", f"see below; of {engine.origin}")]
     if engine.version is None:
         return [(engine.engine, "missing", "", "", engine.note or f"type: {engine.install}")]
     if not engine.devices:

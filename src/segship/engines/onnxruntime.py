@@ -1,24 +1,26 @@
 """ONNX Runtime: the same portable graphs on processors, NVIDIA, AMD, Apple, Windows and Ascend devices.
 
-The provider that `--device` names must really be there. ONNX Runtime itself warns and runs on the processor
-instead; here that is DeviceMissing.
+The provider that `--device` names must really run the network. ONNX Runtime itself warns and runs on the processor
+instead, when a session is opened, when a run fails, or layer by layer; here the first two are DeviceMissing, and the
+record of what executed tells of the third (a network of which the provider takes no convolution at all is refused).
 """
 
 from __future__ import annotations
 
 import json
-import os
+import logging
 import tempfile
-from dataclasses import dataclass
-from importlib import metadata
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from segship.engines import Availability, Device, SessionOptions, common
+from segship.engines import onnxruntime_providers as providers
+from segship.engines.onnxruntime_wheels import wheel_conflict
 from segship.engines.processor import processor
-from segship.errors import DeviceMissing, EngineError, EngineMissing, PrecisionMissing
+from segship.errors import EngineError, EngineMissing, PrecisionMissing
 from segship.manifest import Executed
 
 NAME = "onnxruntime"
@@ -26,40 +28,7 @@ INSTALL = "pip install onnxruntime"
 PRECISIONS = ("fp32", "fp16", "int8", "int16")
 TOLERANCE = {"fp32": 1e-4, "fp16": 1e-2, "int8": 0.25, "int16": 1e-2}
 
-
-@dataclass(frozen=True, kw_only=True)
-class _Provider:
-    name: str
-    install: str
-    options: dict[str, dict[str, str]]
-    """precision -> options that make the provider compute in it; '' holds for all"""
-
-
-def _provider(name: str, install: str, options: dict[str, dict[str, str]] | None = None) -> _Provider:
-    return _Provider(name=f"{name}ExecutionProvider", install=install, options=options or {})
-
-
-_GPU_WHEEL = "pip uninstall onnxruntime, then pip install onnxruntime-gpu, with NVIDIA's driver, CUDA and cuDNN"
-_PROVIDERS = {
-    "cpu": _provider("CPU", INSTALL),
-    # TF32 keeps 10 bits of the mantissa: fast, and not float32
-    "cuda": _provider("CUDA", _GPU_WHEEL, {"": {"use_tf32": "0"}}),
-    "tensorrt": _provider(
-        "Tensorrt",
-        f"{_GPU_WHEEL} and TensorRT",
-        {"fp16": {"trt_fp16_enable": "1"}, "int8": {"trt_int8_enable": "1"}},
-    ),
-    "migraphx": _provider("MIGraphX", "pip uninstall onnxruntime, then pip install onnxruntime-migraphx, with ROCm"),
-    "directml": _provider("Dml", "pip uninstall onnxruntime, then pip install onnxruntime-directml (Windows)"),
-    "coreml": _provider("CoreML", "pip install onnxruntime on macOS"),
-    # left alone, CANN turns float32 into float16 wherever it can
-    "cann": _provider(
-        "CANN",
-        "pip uninstall onnxruntime, then pip install onnxruntime-cann, with Ascend's CANN toolkit",
-        {"fp32": {"precision_mode": "must_keep_origin_dtype"}, "fp16": {"precision_mode": "force_fp16"}},
-    ),
-}
-_WHEELS = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-cann", "onnxruntime-openvino")
+_log = logging.getLogger(__name__)
 _KINDS = {"float": "f32", "float16": "f16", "bfloat16": "bf16", "uint8": "i8", "int8": "i8", "double": "f64"}
 
 
@@ -77,39 +46,26 @@ def _import() -> Any:
     return onnxruntime
 
 
-def wheel_conflict() -> str:
-    """What is wrong and what to type when two ONNX Runtime wheels share this environment, else ''.
-
-    They install into the same folder, so whichever came last wins, mostly unnoticed.
-    """
-    found = []
-    for wheel in _WHEELS:
-        try:
-            found.append(f"{wheel} {metadata.version(wheel)}")
-        except metadata.PackageNotFoundError:
-            continue
-    if len(found) < 2:
-        return ""
-    names = " ".join(entry.split()[0] for entry in found)
-    return (
-        f"two ONNX Runtime wheels in one environment ({', '.join(found)}) overwrite each other: "
-        f"pip uninstall {names}, then install the one you want"
-    )
-
-
 def availability() -> Availability:
-    """Version and devices. Never raises."""
+    """Version and devices. Never raises. A provider of another device is tried: a session of one node."""
     try:
         runtime = _import()
-        present = runtime.get_available_providers()
-        devices = tuple(_describe(device) for device, provider in _PROVIDERS.items() if provider.name in present)
+        built = providers.present(runtime)
+        refusals = {p.device: providers.refusal(runtime, p) for p in built if p.name != providers.CPU}
+        missing = {p.device: p.install for p in providers.PROVIDERS.values() if p not in built}
+        missing |= {
+            device: f"{providers.PROVIDERS[device].name} is there and does not start ({why}); "
+            f"{providers.PROVIDERS[device].install}"
+            for device, why in refusals.items()
+            if why
+        }
         return Availability(
             engine=NAME,
             version=str(runtime.__version__),
-            devices=devices,
+            devices=tuple(_describe(p) for p in built if not refusals.get(p.device)),
             install=INSTALL,
             note=wheel_conflict(),
-            missing={name: p.install for name, p in _PROVIDERS.items() if p.name not in present},
+            missing=missing,
         )
     except EngineMissing as error:
         return Availability(engine=NAME, version=None, install=INSTALL, note=str(error))
@@ -117,32 +73,11 @@ def availability() -> Availability:
         return Availability(engine=NAME, version=None, install=INSTALL, note=common.last_line(error))
 
 
-def _describe(device: str) -> Device:
-    if device != "cpu":
-        return Device(name=device, description=_PROVIDERS[device].name, precisions=("fp32",))
+def _describe(provider: providers.Provider) -> Device:
+    if provider.name != providers.CPU:
+        return Device(name=provider.device, description=provider.name, precisions=provider.computes)
     int8 = ("int8",) if processor().computes("int8") is not False else ()
     return Device(name="cpu", description=processor().name, precisions=("fp32", *int8))
-
-
-def _find_provider(runtime: Any, name: str, precision: str) -> tuple[str, _Provider, dict[str, str]]:
-    """Device name, provider and its options. Raises DeviceMissing."""
-    device, _, number = name.lower().partition(":")
-    present = runtime.get_available_providers()
-    if device == "auto":
-        device = "cuda" if _PROVIDERS["cuda"].name in present else "cpu"
-    if device not in _PROVIDERS or (number and (device == "cpu" or not number.isdecimal())):
-        raise DeviceMissing(f"onnxruntime has no device '{name}'; it takes auto, {', '.join(_PROVIDERS)}, and cuda:1 …")
-    provider = _PROVIDERS[device]
-    if provider.name not in present:
-        conflict = wheel_conflict()
-        raise DeviceMissing(
-            f"this onnxruntime cannot run on '{name}' ({provider.name} is not in it); {conflict or provider.install}"
-        )
-    if device == "tensorrt":
-        # TensorRT has no option for it; read once, when the first session of the process is built
-        os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")
-    options = {**provider.options.get("", {}), **provider.options.get(precision, {})}
-    return device, provider, {**options, **({"device_id": number} if number else {})}
 
 
 def open_session(graph: Path, options: SessionOptions) -> OnnxRuntimeSession:
@@ -167,11 +102,11 @@ class OnnxRuntimeSession:
         self.options = options
         self.version = str(self._runtime.__version__)
         self._graph = graph
-        self._device, self._provider, self._provider_options = _find_provider(
-            self._runtime, options.device, options.precision
-        )
+        self._chosen = providers.choose(self._runtime, options.device, options.precision)
+        providers.load_libraries(self._runtime, self._chosen.provider)
         self._session: Any = self._create()
-        self.device = self._session.get_providers()[0]
+        self.device = self._chosen.label
+        self._check_placement()
         shapes = [_shape(node.shape) for node in self._session.get_inputs()]
         self._input_shape = common.input_shape(NAME, graph, shapes, options)
         self._input_name = self._session.get_inputs()[0].name
@@ -186,27 +121,49 @@ class OnnxRuntimeSession:
         if profile_prefix is not None:
             settings.enable_profiling = True
             settings.profile_file_prefix = profile_prefix
-        providers: list[Any] = [(self._provider.name, self._provider_options)]
-        if self._device != "cpu":
-            providers.append("CPUExecutionProvider")  # for the few integer nodes that compute shapes
+        if not self._on_processor:
+            settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+        order = providers.in_order(self._runtime, self._chosen)
         try:
-            session = self._runtime.InferenceSession(str(self._graph), settings, providers=providers)
+            # Its own fallback would print on standard output and go on with the processor.
+            session = self._runtime.InferenceSession(str(self._graph), settings, providers=order, enable_fallback=0)
         except Exception as error:
             raise self._refused(error) from None
-        if session.get_providers()[0] != self._provider.name:
-            raise DeviceMissing(
-                f"onnxruntime could not start {self._provider.name} and would run on the processor; "
-                f"{self._provider.install}"
-            )
+        if session.get_providers()[0] != self._chosen.provider.name:
+            raise providers.not_started(self._chosen, "it warns and goes on without")
+        session.disable_fallback()
         return session
+
+    @property
+    def _on_processor(self) -> bool:
+        return self._chosen.provider.name == providers.CPU
 
     def _refused(self, error: Exception) -> EngineError:
         if type(error).__name__ in ("InvalidProtobuf", "InvalidGraph", "InvalidArgument", "NoSuchFile", "NoModel"):
             return common.unreadable(NAME, self._graph, error)
+        if not self._on_processor:
+            why = providers.refusal(self._runtime, self._chosen.provider, self._chosen.options)
+            if why:
+                return providers.not_started(self._chosen, why)
         return EngineError(
-            f"{self._graph}: onnxruntime cannot open it on {self._provider.name} ({common.last_line(error)}); "
+            f"{self._graph}: onnxruntime cannot open it on {self._chosen.label} ({common.last_line(error)}); "
             "try `--device cpu` or `--engine openvino`"
         )
+
+    def _check_placement(self) -> None:
+        """Raise EngineError when none of the convolutions is where it was asked for; tell of some in the log."""
+        counts = None if self._on_processor else providers.placed(self._session)
+        if not counts:
+            return
+        name = self._chosen.provider.name
+        told = providers.elsewhere(counts, name)
+        if not counts[name]:
+            raise EngineError(
+                f"{self._graph}: {name} takes no part of this network, onnxruntime would run {told}; "
+                "choose another precision, device or engine"
+            )
+        if told:
+            _log.warning("%s: %s, not on %s", self._graph, told, self.device)
 
     def run(self, x: np.ndarray) -> list[np.ndarray]:
         """One float32 array per graph output, owned by the caller. May be called from ``streams`` threads at once."""
@@ -219,7 +176,9 @@ class OnnxRuntimeSession:
         try:
             results = session.run(None, {self._input_name: x})
         except Exception as error:
-            raise common.run_failed(NAME, x, error) from None
+            raise common.run_failed(NAME, x, error, "cpu" if self._on_processor else self.device) from None
+        if not self._on_processor and session.get_providers()[0] != self._chosen.provider.name:
+            raise providers.not_started(self._chosen, "it failed while it ran")
         return [np.asarray(array, dtype=np.float32) for array in results]
 
     def executed(self, x: np.ndarray) -> Executed:
@@ -234,12 +193,15 @@ class OnnxRuntimeSession:
             for _ in range(2):
                 self._infer(session, x)
             events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+        counts = None if self._on_processor else providers.placed(session) or _ran(events)
+        told = providers.elsewhere(counts, self._chosen.provider.name) if counts else None
         measured = convolution_times(events)
-        if not measured:
+        if all(kind == "unknown" for kind, _ in measured):
             # A provider that takes the whole graph (TensorRT, CANN) shows no layers: nothing to claim.
-            return common.executed_record(self, {"unknown": 1.0}, "settings")
+            return common.executed_record(self, {"unknown": 1.0}, "settings", elsewhere=told)
         rounds = any(event.get("args", {}).get("op_name") == "QuantizeLinear" for event in events)
-        return common.executed_record(self, common.convolution_share(measured), "profile", rounds_activations=rounds)
+        share = common.convolution_share(measured)
+        return common.executed_record(self, share, "profile", rounds_activations=rounds, elsewhere=told)
 
     def close(self) -> None:
         self._session = None
@@ -253,16 +215,34 @@ def convolution_times(events: list[dict[str, Any]]) -> list[tuple[str, float]]:
     """(number type, seconds) of every convolution in the last run of a profile.
 
     The type is that of the first input: QLinearConv takes uint8, a Conv between Quantize and Dequantize nodes
-    that could not be fused takes float.
+    that could not be fused takes float. A part that a provider compiled as a whole (TensorRT, CANN, CoreML) does not
+    show its layers; its time is of type 'unknown'.
     """
-    runs = [event for event in events if event.get("name") == "model_run"]
-    start = runs[-1]["ts"] if runs else 0
     rows = []
-    for event in events:
-        arguments = event.get("args", {})
-        if not event.get("name", "").endswith("_kernel_time") or event["ts"] < start:
-            continue
-        if "Conv" in arguments.get("op_name", "") and arguments.get("input_type_shape"):
+    for event in _kernels(events):
+        arguments = event["args"]
+        if _compiled(arguments):
+            rows.append(("unknown", event["dur"] * 1e-6))
+        elif "Conv" in arguments.get("op_name", "") and arguments.get("input_type_shape"):
             kind = next(iter(arguments["input_type_shape"][0]))
             rows.append((_KINDS.get(kind, kind), event["dur"] * 1e-6))
     return rows
+
+
+def _kernels(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The layers of the last run."""
+    runs = [event for event in events if event.get("name") == "model_run"]
+    start = runs[-1]["ts"] if runs else 0
+    kernels = [event for event in events if event.get("name", "").endswith("_kernel_time") and "args" in event]
+    return [event for event in kernels if event["ts"] >= start]
+
+
+def _compiled(arguments: dict[str, Any]) -> bool:
+    """Parts are named like 'TRTKernel_graph_main_1_0'; no operator of ONNX has an underscore in its name."""
+    return arguments.get("provider", providers.CPU) != providers.CPU and "_" in arguments.get("op_name", "")
+
+
+def _ran(events: list[dict[str, Any]]) -> Counter[str]:
+    """Convolutions by provider, as far as a profile shows them."""
+    shown = [event["args"] for event in _kernels(events) if "Conv" in event["args"].get("op_name", "")]
+    return Counter(arguments.get("provider", "") for arguments in shown if not _compiled(arguments))

@@ -26,7 +26,7 @@ import numpy as np
 from segship.engines import Availability, Device, SessionOptions, common
 from segship.engines.openvino_norms import has_instance_norm, split_means
 from segship.engines.processor import processor
-from segship.errors import DeviceMissing, EngineError, EngineMissing, PrecisionMissing
+from segship.errors import EngineError, EngineMissing, PrecisionMissing
 from segship.manifest import Executed
 
 NAME = "openvino"
@@ -42,6 +42,7 @@ _DRIVER = {
     "GPU": "Intel's GPU driver with OpenCL (on Debian and Ubuntu: apt-get install intel-opencl-icd ocl-icd-libopencl1)",
     "NPU": "Intel's NPU driver",
 }
+_NVIDIA = "; an NVIDIA GPU is --device cuda of --engine onnxruntime or pytorch"
 _KINDS = {"u8": "i8", "i8": "i8"}
 _QUANTIZE = re.compile(r"(?<!de)quantize", re.IGNORECASE)
 """in the names of a graph's QuantizeLinear nodes, which a layer that took one up carries on"""
@@ -159,15 +160,17 @@ def _find_device(name: str) -> str:
         # OpenVINO's own AUTO starts on the processor and moves over in mid-run: two numeric results in one job
         return next((d for d in present if d.startswith("GPU")), "CPU")
     match = _DEVICE_NAME.fullmatch(wanted)
+    there = [_describe(device).name for device in present]
     if match is None:
-        raise DeviceMissing(f"openvino has no device '{name}'; it takes cpu, gpu, gpu:1, npu or auto")
+        raise common.no_device(NAME, name, there)
     kind, number = match[1].upper(), match[2]
     for candidate in (f"{kind}.{number}",) if number else (kind, f"{kind}.0"):
         if candidate in present or (number == "0" and kind in present):
             return candidate if candidate in present else kind
-    driver = f"; install {_DRIVER[kind]}" if kind in _DRIVER else ""
-    there = ", ".join(_describe(d).name for d in present)
-    raise DeviceMissing(f"openvino finds no device '{name}' on this machine, only {there}{driver}")
+    remedy = ""
+    if kind in _DRIVER and not any(device.partition(".")[0] == kind for device in present):
+        remedy = f"install {_DRIVER[kind]}" + (_NVIDIA if kind == "GPU" else "")
+    raise common.no_device(NAME, name, there, remedy)
 
 
 def open_session(graph: Path, options: SessionOptions) -> OpenVinoSession:
@@ -190,7 +193,7 @@ class OpenVinoSession:
         self._hint = _hint(options.precision, device)
         self._compiled = self._compile(profile=options.profile, cached=True)
         self._check_working_precision()
-        self.device = ",".join(self._compiled.get_property("EXECUTION_DEVICES"))
+        self.device = self._where_it_runs()
         shapes = [_shape(port.partial_shape) for port in self._compiled.inputs]
         self._input_shape = common.input_shape(NAME, graph, shapes, options)
         # Last in, first out: the request used last has its memory in the processor's cache.
@@ -263,6 +266,16 @@ class OpenVinoSession:
                 f"choose --precision {'fp16' if working == 'f16' else working} or another device"
             )
 
+    def _where_it_runs(self) -> str:
+        """As the compiled graph tells, 'CPU' or 'GPU.1'. DeviceMissing where that is not what was asked for."""
+        devices = list(self._compiled.get_property("EXECUTION_DEVICES"))
+        same = (self._target, self._target.partition(".")[0])
+        if any(device not in same and not device.startswith(f"{self._target}.") for device in devices):
+            raise common.no_device(
+                NAME, self.options.device, devices, f"openvino moved the graph away from {self._target}; see its driver"
+            )
+        return ",".join(devices)
+
     def run(self, x: np.ndarray) -> list[np.ndarray]:
         """One float32 array per graph output, owned by the caller. May be called from ``streams`` threads at once."""
         if not self._open:
@@ -271,7 +284,7 @@ class OpenVinoSession:
         requests = self._requests  # `close` may put another queue in its place while somebody waits at this one
         request = requests.get()
         try:
-            return _infer(request, x)
+            return _infer(request, x, self.device)
         finally:
             requests.put(request)
 
@@ -286,7 +299,7 @@ class OpenVinoSession:
         compiled = self._compiled if self.options.profile else self._compile(profile=True, cached=False)
         request = compiled.create_infer_request()
         for _ in range(2):
-            _infer(request, x)
+            _infer(request, x, self.device)
         measured = _convolution_times(request.profiling_info)
         rounds = _rounds_activations(compiled)
         if not measured:
@@ -312,12 +325,12 @@ def _shape(partial: Any) -> common.Shape | None:
     return tuple(None if dimension.is_dynamic else dimension.get_length() for dimension in partial)
 
 
-def _infer(request: Any, x: np.ndarray) -> list[np.ndarray]:
+def _infer(request: Any, x: np.ndarray, device: str) -> list[np.ndarray]:
     try:
         # The input is only read during the call, so it is shared; outputs live in the request, so they are copied.
         results = request.infer([x], share_inputs=True, share_outputs=False)
     except Exception as error:
-        raise common.run_failed(NAME, x, error) from None
+        raise common.run_failed(NAME, x, error, device) from None
     return [np.asarray(array, dtype=np.float32) for array in results.values()]
 
 

@@ -6,6 +6,7 @@ CUDA device, because it is not float32.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ import numpy as np
 
 from segship.engines import Availability, Device, SessionOptions, common
 from segship.engines.processor import processor
-from segship.errors import DeviceMissing, EngineError, EngineMissing
+from segship.errors import EngineError
 from segship.manifest import Executed
 
 if TYPE_CHECKING:
@@ -24,38 +25,28 @@ INSTALL = "pip install 'segship[convert]'"
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int16")
 TOLERANCE = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 5e-2, "int8": 0.25, "int16": 1e-2}
 
-_CUDA = "NVIDIA's driver and a CUDA build of torch"
+_CUDA = "NVIDIA's driver and a CUDA build of torch (pytorch.org tells the index for your CUDA)"
 _KINDS = {"float32": "f32", "float16": "f16", "bfloat16": "bf16", "float64": "f64"}
 
 
 def _import() -> Any:
-    try:
-        import onnx  # noqa: F401  # reads the graph
-        import torch
-    except ImportError as error:
-        raise EngineMissing(f"engine 'pytorch' is not installed ({common.last_line(error)}); type: {INSTALL}") from None
-    return torch
+    return common.needs(NAME, INSTALL, "onnx", "torch")[1]  # onnx reads the graph
 
 
 def availability() -> Availability:
     """Version and devices. Never raises."""
-    try:
-        torch = _import()
-        devices = [Device(name="cpu", description=processor().name, precisions=_native(torch, "cpu"))]
-        for i in range(torch.cuda.device_count()):
-            name = torch.cuda.get_device_name(i)
-            devices.append(Device(name=f"cuda:{i}", description=name, precisions=_native(torch, "cuda")))
-        return Availability(
-            engine=NAME,
-            version=str(torch.__version__),
-            devices=tuple(devices),
-            install=INSTALL,
-            missing={} if torch.cuda.is_available() else {"cuda": _CUDA},
-        )
-    except EngineMissing as error:
-        return Availability(engine=NAME, version=None, install=INSTALL, note=str(error))
-    except Exception as error:  # a driver that fails while it is asked must not take `segship doctor` down
-        return Availability(engine=NAME, version=None, install=INSTALL, note=common.last_line(error))
+    found = common.available(NAME, INSTALL, _look)
+    lacks_cuda = found.version is not None and not any(device.name != "cpu" for device in found.devices)
+    return replace(found, missing={"cuda": _CUDA}) if lacks_cuda else found
+
+
+def _look() -> tuple[str, list[Device]]:
+    torch = _import()
+    devices = [Device(name="cpu", description=processor().name, precisions=_native(torch, "cpu"))]
+    for i in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        name = torch.cuda.get_device_name(i)
+        devices.append(Device(name=f"cuda:{i}", description=name, precisions=_native(torch, "cuda")))
+    return str(torch.__version__), devices
 
 
 def _native(torch: Any, kind: str) -> tuple[str, ...]:
@@ -68,20 +59,35 @@ def _native(torch: Any, kind: str) -> tuple[str, ...]:
 def _find_device(torch: Any, name: str) -> Any:
     """The torch device. Raises DeviceMissing."""
     kind, _, number = name.lower().partition(":")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if kind == "auto":
-        kind, number = ("cuda", "0") if torch.cuda.is_available() else ("cpu", "")
+        device = torch.device("cuda", 0)
+        return device if count and not _refusal(torch, device) else torch.device("cpu")
     if kind == "cpu" and not number:
         return torch.device("cpu")
+    there = ["cpu", *(f"cuda:{i}" for i in range(count))]
     if kind != "cuda" or (number and not number.isdecimal()):
-        raise DeviceMissing(f"pytorch has no device '{name}'; it takes cpu, cuda, cuda:1 or auto")
-    if not torch.cuda.is_available():
-        raise DeviceMissing(
-            f"pytorch finds no device '{name}': this build is {torch.__version__}, CUDA "
-            f"{torch.version.cuda or 'is not in it'}; install {_CUDA}"
+        raise common.no_device(NAME, name, there)
+    if not count:
+        build = f"torch {torch.__version__}, CUDA {torch.version.cuda or 'is not in it'}"
+        raise common.no_device(NAME, name, there, f"this is {build}: install {_CUDA}")
+    if int(number or 0) >= count:
+        raise common.no_device(NAME, name, there)
+    device = torch.device("cuda", int(number or 0))
+    if why := _refusal(torch, device):
+        raise common.no_device(
+            NAME, name, ["cpu"], f"torch lists {device} and cannot start it ({why}): install {_CUDA}"
         )
-    if int(number or 0) >= torch.cuda.device_count():
-        raise DeviceMissing(f"pytorch finds no device '{name}', only {torch.cuda.device_count()} CUDA device(s)")
-    return torch.device("cuda", int(number or 0))
+    return device
+
+
+def _refusal(torch: Any, device: Any) -> str:
+    """Why a device that torch lists cannot add two numbers, with a driver that is too old, say; '' when it can."""
+    try:
+        torch.zeros(1, device=device).add(1).item()
+    except Exception as error:
+        return common.last_line(error)
+    return ""
 
 
 def open_session(graph: Path, options: SessionOptions) -> PyTorchSession:
@@ -132,7 +138,7 @@ class PyTorchSession:
         except Unsupported as error:
             raise _unknown(self._graph, error) from None
         except Exception as error:
-            raise common.run_failed(NAME, x, error) from None
+            raise common.run_failed(NAME, x, error, self.device) from None
 
     def executed(self, x: np.ndarray) -> Executed:
         """Share of convolution time by the type of the arithmetic, timed in one run after a warm-up run."""
@@ -174,6 +180,11 @@ def _build(torch: Any, graph: Path, device: Any, precision: str) -> Program:
     except Unsupported as error:
         raise _unknown(graph, error) from None
     except Exception as error:
+        if common.no_memory(error):
+            raise EngineError(
+                f"{graph}: its weights do not fit into the memory of {device} ({common.last_line(error)}); free some, "
+                "or choose another device"
+            ) from None
         raise common.unreadable(NAME, graph, error) from None
 
 

@@ -68,7 +68,7 @@ def choose_precision(
 
 def _automatic(manifest: Manifest, engine: str, device: str, max_drop: float) -> Choice:
     module = get_engine(engine)
-    found = [d for d in module.availability().devices if d.name.lower() == device.lower()]
+    found = [d for d in module.availability().devices if _is_called(d.name, device)]
     native = found[0].precisions if found else ()
     passed_over = []
     for precision in _FASTEST_FIRST:
@@ -91,6 +91,12 @@ def _automatic(manifest: Manifest, engine: str, device: str, max_drop: float) ->
         passed_over.append("int16: for accuracy and file size, not faster than fp32")
     why = "; ".join(passed_over) if passed_over else "the package has no faster variant"
     return Choice(precision="fp32", reason=why)
+
+
+def _is_called(name: str, asked: str) -> bool:
+    """Is a listed device the one that was asked for? 'cuda' is 'cuda:0'; engines that list no numbers mean each."""
+    name, asked = name.lower(), asked.lower()
+    return asked in (name, name.removesuffix(":0")) or (":" not in name and asked.partition(":")[0] == name)
 
 
 def _known_loss(manifest: Manifest, variant: Variant) -> tuple[float, str] | None:

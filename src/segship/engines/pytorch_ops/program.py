@@ -23,6 +23,8 @@ Observer = Callable[[str, torch.dtype, float], None]
 
 _WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _CONVOLUTIONS = ("Conv", "ConvTranspose")
+# whose further inputs are read as numbers: they stay with the processor
+_READING = ("Resize", "Pad")
 # what makes a tensor of its own, so that an activation may overwrite it
 _FRESH = (
     "Conv",
@@ -112,6 +114,8 @@ class Program:
         value = constants[name]
         if position > 0 and node.op in _WEIGHTED and value.is_floating_point():
             return self._slot(f"{name}, as a weight", self._as_weight(node.op, value))
+        if position > 0 and node.op in _READING:
+            return self._slot(f"{name}, as numbers", value)
         return self._slot(name, self._to_device(value))
 
     def _as_weight(self, op: str, value: Tensor) -> Tensor:
@@ -137,6 +141,8 @@ class Program:
         values[self._input] = x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
         for step in self._steps:
             arguments = [None if slot is None else values[slot] for slot in step.inputs]
+            if self._device.type != "cpu" and step.op not in _READING:
+                arguments = self._together(arguments)
             if observe is not None and step.op in _CONVOLUTIONS:
                 result = self._observed(step, arguments, observe)
             else:
@@ -148,6 +154,13 @@ class Program:
             for slot in step.forget:
                 values[slot] = None
         return [value for slot in self._outputs if (value := values[slot]) is not None]
+
+    def _together(self, arguments: list[Tensor | None]) -> list[Tensor | None]:
+        """What was computed from shapes alone lies with the processor; beside a tensor of the device it goes there."""
+        if all(value is None or value.device.type == "cpu" for value in arguments):
+            return arguments
+        whole = (torch.int32, torch.int64)
+        return [v if v is None or v.dtype in whole or not v.dim() else v.to(self._device) for v in arguments]
 
     def _observed(self, step: _Step, arguments: list[Any], observe: Observer) -> Any:
         self._wait()
