@@ -4,6 +4,8 @@
 
 #include "errors.hpp"
 #include "npy.hpp"
+#include "volume_formats.hpp"
+#include "volume_view.hpp"
 
 namespace segship {
 
@@ -23,6 +25,7 @@ TileOptions tiles_of(const Options& options, bool half_sums) {
 std::optional<LabelMap> labels_before(const Opened& model, const Volume& volume, const VolumeAsk& ask) {
     if (model.manifest().at("previous_stage").is_null()) return std::nullopt;
     if (!ask.previous_labels.empty()) return read_labels(ask.previous_labels, model.manifest());
+    if (volume.previous) return volume.previous;
     const Opened& first = previous_stage(model);
     VolumeOptions options;
     options.tiles = tiles_of(model.options, ask.half_sums);
@@ -40,6 +43,7 @@ Volume read_case(const Opened& model, const std::vector<std::string>& files, con
     const Options& options = model.options;
     if (options.max_pixels != Options{}.max_pixels) limits.max_pixels = options.max_pixels;
     if (options.max_bytes != Options{}.max_bytes) limits.max_bytes = options.max_bytes;
+    if (files.size() == 1 && ends_with(lower(files[0]), ".npz")) return read_sample(files[0], limits, name);
     return read_volume(files, model.manifest(), limits, name);
 }
 

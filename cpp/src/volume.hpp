@@ -47,6 +47,7 @@ struct Volume {
     std::optional<Geometry> geometry;  // none for arrays that came from no file
     std::vector<std::string> notes;
     bool prepared = false;  // the values stand on the network's grid already, and no step is run on them
+    std::optional<LabelMap> previous;  // labels of a cascade's first stage, where they came with the case
 
     Shape3 shape() const { return {channels.shape[1], channels.shape[2], channels.shape[3]}; }
 };

@@ -75,7 +75,7 @@ float number(const std::uint8_t* bytes, char kind, std::size_t size) {
     return size == 4 ? static_cast<float>(as<std::uint32_t>(bytes)) : static_cast<float>(as<std::uint64_t>(bytes));
 }
 
-std::string header_text(FileSource& source, const std::string& name) {
+std::string header_text(ByteSource& source, const std::string& name) {
     std::uint8_t start[12] = {};
     if (source.read(start, 8) < 8 || std::memcmp(start, "\x93NUMPY", 6) != 0 || start[6] < 1 || start[6] > 3) {
         throw no_array(name, "its first bytes are no header");
@@ -108,6 +108,10 @@ Array<float> c_order(const Array<float>& stored, const Header& header) {
 
 Array<float> read_prepared(const std::string& path, const VolumeLimits& limits, const std::string& name) {
     FileSource source(path, limits.max_bytes);
+    return read_array(source, limits, name);
+}
+
+Array<float> read_array(ByteSource& source, const VolumeLimits& limits, const std::string& name) {
     const Header header = parse(header_text(source, name), name);
     const bool sizes = header.itemsize == 1 || header.itemsize == 2 || header.itemsize == 4 || header.itemsize == 8;
     const bool numbers = header.kind == 'b' || header.kind == 'i' || header.kind == 'u' || header.kind == 'f';

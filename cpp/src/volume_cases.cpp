@@ -156,6 +156,10 @@ void group(const std::vector<std::string>& files, const Spec& spec, FoundCases& 
             out.cases.push_back({case_name(file, spec.ending, spec.folder_file), {file}});
             continue;
         }
+        if (ends_with(lower(name), ".npz")) {  // arrays of all channels, as a golden sample
+            out.cases.push_back({stem_of(name, spec.ending), {file}});
+            continue;
+        }
         const auto [stem, channel] = numbered(stem_of(name, spec.ending));
         if (channel >= 0) {
             if (!by_case.count(stem)) order.push_back(stem);

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "gzip.hpp"
 #include "volume.hpp"
 
 namespace segship {
@@ -32,5 +33,10 @@ std::optional<Spacing> read_spacing(const std::string& path);
 
 // numpy's .npy of real numbers as float32, C order. Raises InputError for anything else.
 Array<float> read_prepared(const std::string& path, const VolumeLimits& limits, const std::string& name);
+Array<float> read_array(ByteSource& source, const VolumeLimits& limits, const std::string& name);
+
+// A case as a package's golden sample holds it: an .npz of `channels` (C, z, y, x), `spacing` (z, y, x) in millimetres
+// and, of a cascade's second stage, `previous`, the labels of its first. Raises InputError.
+Volume read_sample(const std::string& path, const VolumeLimits& limits, const std::string& name);
 
 }  // namespace segship
