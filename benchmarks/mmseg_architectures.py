@@ -36,7 +36,7 @@ ARCHITECTURES = {
     "FCN-ResNet18": f"fcn/fcn_r18-d8_{CITYSCAPES}.py",
     "FCN-HRNet18-small": f"hrnet/fcn_hr18s_{CITYSCAPES}.py",
     "FCN-UNet": "unet/unet-s5-d16_fcn_4xb4-160k_cityscapes-512x1024.py",
-    "DeepLabV3-UNet": "unet/unet-s5-d16_deeplabv3_4xb4-40k_chase-db1-128x128.py",
+    "DeepLabV3-UNet": "unet/unet_s5-d16_deeplabv3_4xb4-40k_chase-db1-128x128.py",
     "PSPNet-UNet": "unet/unet-s5-d16_pspnet_4xb4-40k_chase-db1-128x128.py",
     "OCRNet-HRNet18-small": f"ocrnet/ocrnet_hr18s_{CITYSCAPES}.py",
     "DeepLabV3-ResNet18": f"deeplabv3/deeplabv3_r18-d8_{CITYSCAPES}.py",
@@ -46,7 +46,7 @@ ARCHITECTURES = {
     "Semantic FPN-ResNet50": "sem_fpn/fpn_r50_4xb2-80k_cityscapes-512x1024.py",
     "MobileNetV2-FCN": "mobilenet_v2/mobilenet-v2-d8_fcn_4xb2-80k_cityscapes-512x1024.py",
     "MobileNetV3-LRASPP": "mobilenet_v3/mobilenet-v3-d8-s_lraspp_4xb4-320k_cityscapes-512x1024.py",
-    "ResNeSt101-FCN": "resnest/resnest_s101-d8_fcn_4xb2-80k_cityscapes512x1024.py",
+    "ResNeSt101-FCN": "resnest/resnest_s101-d8_fcn_4xb2-80k_cityscapes-512x1024.py",
     "BiSeNetV1-ResNet18": "bisenetv1/bisenetv1_r18-d32_4xb4-160k_cityscapes-1024x1024.py",
     "BiSeNetV2": "bisenetv2/bisenetv2_fcn_4xb4-160k_cityscapes-1024x1024.py",
     "STDC1": "stdc/stdc1_4xb12-80k_cityscapes-512x1024.py",
@@ -102,7 +102,8 @@ def one(name: str, picture: Path) -> Row:
         folder = Path(place)
         try:
             config = small_config(name, folder)
-            row |= worker.make_checkpoint(str(config), str(folder / "net.pth"), str(picture))
+            size = LARGER.get(name, (512, 256))
+            row |= worker.make_checkpoint(str(config), str(folder / "net.pth"), str(picture), size=size)
             options = {"config": str(config), "generic": True}
             found = export(
                 folder / "net.pth",

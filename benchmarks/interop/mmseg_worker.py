@@ -33,11 +33,11 @@ LEAST_VARIANCE = 1e-6
 models = {}
 
 
-def make_checkpoint(config, checkpoint, picture, gain=2.0):
+def make_checkpoint(config, checkpoint, picture, gain=2.0, size=(512, 256)):
     """Seeded weights: by each entry's name, batch norms settled on the picture, the classifier balanced on it.
 
     Random weights alone give one class everywhere and logits of any size; settled and balanced they give every class its
-    share, and values like a trained network's, so that labels can be compared.
+    share, and values like a trained network's, so that labels can be compared. ``size`` (width, height) is the picture's.
     """
     register_all_modules()
     described = Config.fromfile(config)
@@ -45,7 +45,7 @@ def make_checkpoint(config, checkpoint, picture, gain=2.0):
     described.model.backbone.init_cfg = None
     network = revert_sync_batchnorm(MODELS.build(described.model))
     network.load_state_dict({key: _seeded(key, value, gain) for key, value in network.state_dict().items()})
-    x = _prepared(network, picture)
+    x = _prepared(picture, size)
     norms = [module for module in network.eval().modules() if isinstance(module, BATCH_NORM)]
     hooks = [module.register_forward_pre_hook(_settle) for module in norms]
     heads = network.decode_head if isinstance(network.decode_head, torch.nn.ModuleList) else [network.decode_head]
@@ -82,11 +82,14 @@ def _seeded(key, value, gain):
     return 1 + 0.1 * noise if noise.ndim <= 1 else noise * (gain / noise[0].numel()) ** 0.5
 
 
-def _prepared(network, picture):
-    pixels = np.asarray(Image.open(picture).convert("RGB").resize((512, 256)), np.float32)
+def _prepared(picture, size):
+    width, height = size
+    pixels = np.asarray(Image.open(picture).convert("RGB").resize(size), np.float32)
     x = (pixels - [123.675, 116.28, 103.53]) / [58.395, 57.12, 57.375]
     whole = torch.from_numpy(x.astype(np.float32).transpose(2, 0, 1))[None]
-    part = torch.nn.functional.interpolate(whole[:, :, 64:192, 128:384], size=whole.shape[2:], mode="bilinear")
+    part = torch.nn.functional.interpolate(
+        whole[:, :, height // 4 : height * 3 // 4, width // 4 : width * 3 // 4], size=whole.shape[2:], mode="bilinear"
+    )
     return torch.cat([whole, part])  # two, and unlike: one value alone, after a global pooling, has no variance
 
 

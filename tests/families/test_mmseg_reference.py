@@ -176,6 +176,8 @@ def test_slide_mode(
     expected = arrays[f"{name}_logits_every_4th_pixel"][0]
     assert np.abs(found.outputs[0][:, ::4, ::4] - expected).max() <= 1e-4
     assert np.mean(found.labels == arrays[f"{name}_labels"]) >= 0.9999
+    alone = predictor(arrays[f"{name}_image_bgr"], keep_scores=False)  # decided row by row, as `segship predict` does
+    np.testing.assert_array_equal(alone.labels, found.labels)
 
 
 # ------------------------------------------------------------------------------------- names and counts
