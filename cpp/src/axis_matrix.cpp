@@ -12,7 +12,6 @@ namespace segship {
 namespace {
 
 constexpr std::size_t kPad = 12;  // scikit-image's and scipy's padding before the cubic prefilter with mode 'nearest'
-constexpr double kNegligible = 1e-10;  // of the prefilter's tail, which fades by a factor of 3.7 with each sample
 constexpr std::size_t kLanes = 64;     // samples side by side that are mixed at once
 const double kPole = std::sqrt(3.0) - 2.0;
 
@@ -50,17 +49,17 @@ std::vector<std::vector<double>> coefficients(std::size_t before) {
     return out;
 }
 
-void append_row(AxisMatrix& matrix, const std::vector<double>& row) {
+void append_row(AxisMatrix& matrix, const std::vector<double>& row, double negligible) {
     std::size_t first = 0, end = row.size();
-    while (first + 1 < end && std::abs(row[first]) < kNegligible) ++first;
-    while (end > first + 1 && std::abs(row[end - 1]) < kNegligible) --end;
+    while (first + 1 < end && std::abs(row[first]) < negligible) ++first;
+    while (end > first + 1 && std::abs(row[end - 1]) < negligible) --end;
     matrix.first.push_back(first);
     matrix.count.push_back(end - first);
     matrix.start.push_back(matrix.weights.size());
-    for (std::size_t i = first; i < end; ++i) matrix.weights.push_back(static_cast<float>(row[i]));
+    for (std::size_t i = first; i < end; ++i) matrix.weights.push_back(row[i]);
 }
 
-AxisMatrix cubic_matrix(std::size_t before, std::size_t after) {
+AxisMatrix cubic_matrix(std::size_t before, std::size_t after, double negligible) {
     const auto spline = coefficients(before);
     const double scale = static_cast<double>(before) / static_cast<double>(after);
     const auto last = static_cast<std::ptrdiff_t>(spline.size()) - 1;
@@ -77,7 +76,7 @@ AxisMatrix cubic_matrix(std::size_t before, std::size_t after) {
             const auto& part = spline[static_cast<std::size_t>(at)];
             for (std::size_t i = 0; i < before; ++i) row[i] += taps[k] * part[i];
         }
-        append_row(out, row);
+        append_row(out, row, negligible);
     }
     return out;
 }
@@ -90,38 +89,46 @@ AxisMatrix linear_matrix(std::size_t before, std::size_t after) {
         out.first.push_back(taps.low[o]);
         out.count.push_back(one ? 1 : 2);
         out.start.push_back(out.weights.size());
-        out.weights.push_back(one ? 1.0F : static_cast<float>(1 - taps.weight[o]));
-        if (!one) out.weights.push_back(static_cast<float>(taps.weight[o]));
+        out.weights.push_back(one ? 1.0 : 1 - taps.weight[o]);
+        if (!one) out.weights.push_back(taps.weight[o]);
     }
     return out;
 }
 
 // Rows of `width` <= kLanes samples side by side, `in_step` and `out_step` apart.
-SEGSHIP_CLONES
-void mix_lanes(const AxisMatrix& matrix, const float* x, std::size_t in_step, float* out, std::size_t out_step, std::size_t width) {
+template <typename T>
+inline __attribute__((always_inline)) void mix(const AxisMatrix& matrix, const T* x, std::size_t in_step, T* out, std::size_t out_step,
+                                               std::size_t width) {
     for (std::size_t o = 0; o < matrix.first.size(); ++o) {
-        const float* from = x + matrix.first[o] * in_step;
-        const float* weights = matrix.weights.data() + matrix.start[o];
-        float sum[kLanes] = {};
-        if (width == kLanes) {
-            for (std::size_t k = 0; k < matrix.count[o]; ++k, from += in_step) {
-                const float weight = weights[k];
+        const T* from = x + matrix.first[o] * in_step;
+        const double* weights = matrix.weights.data() + matrix.start[o];
+        T sum[kLanes] = {};
+        for (std::size_t k = 0; k < matrix.count[o]; ++k, from += in_step) {
+            const T weight = static_cast<T>(weights[k]);
+            if (width == kLanes) {
                 for (std::size_t i = 0; i < kLanes; ++i) sum[i] += weight * from[i];
-            }
-        } else {
-            for (std::size_t k = 0; k < matrix.count[o]; ++k, from += in_step) {
-                const float weight = weights[k];
+            } else {
                 for (std::size_t i = 0; i < width; ++i) sum[i] += weight * from[i];
             }
         }
-        std::memcpy(out + o * out_step, sum, width * sizeof(float));
+        std::memcpy(out + o * out_step, sum, width * sizeof(T));
     }
 }
 
+SEGSHIP_CLONES
+void mix_lanes(const AxisMatrix& matrix, const float* x, std::size_t in_step, float* out, std::size_t out_step, std::size_t width) {
+    mix(matrix, x, in_step, out, out_step, width);
+}
+
+void mix_lanes(const AxisMatrix& matrix, const double* x, std::size_t in_step, double* out, std::size_t out_step, std::size_t width) {
+    mix(matrix, x, in_step, out, out_step, width);
+}
+
 // Lines of the last axis: turned so that they lie side by side, mixed, turned back.
-void mix_lines(const AxisMatrix& matrix, const float* x, std::size_t before, float* out, std::size_t lines) {
+template <typename T>
+void mix_lines(const AxisMatrix& matrix, const T* x, std::size_t before, T* out, std::size_t lines) {
     const std::size_t after = matrix.rows();
-    std::vector<float> turned(before * kLanes), mixed(after * kLanes);
+    std::vector<T> turned(before * kLanes), mixed(after * kLanes);
     for (std::size_t line = 0; line < lines; ++line) {
         for (std::size_t i = 0; i < before; ++i) turned[i * kLanes + line] = x[line * before + i];
     }
@@ -135,13 +142,14 @@ std::size_t pieces(std::size_t whole, std::size_t part) { return (whole + part -
 
 }  // namespace
 
-AxisMatrix axis_matrix(std::size_t before, std::size_t after, int order) {
+AxisMatrix axis_matrix(std::size_t before, std::size_t after, int order, double negligible) {
     if (order == 1) return linear_matrix(before, after);
-    if (order == 3) return cubic_matrix(before, after);
+    if (order == 3) return cubic_matrix(before, after, negligible);
     throw PackageError("interpolation order " + std::to_string(order) + " is not offered; orders are 0, 1 and 3");
 }
 
-void apply_matrix(const AxisMatrix& matrix, const float* x, std::size_t outer, std::size_t before, std::size_t inner, float* out) {
+template <typename T>
+void apply_matrix(const AxisMatrix& matrix, const T* x, std::size_t outer, std::size_t before, std::size_t inner, T* out) {
     const std::size_t after = matrix.rows();
     if (inner == 1) {
         on_threads(pieces(outer, kLanes), [&](std::size_t job) {
@@ -182,18 +190,23 @@ void apply_taps(const AxisTaps& taps, const float* x, std::size_t outer, std::si
     });
 }
 
-void apply_index(const std::vector<std::size_t>& index, const float* x, std::size_t outer, std::size_t before,
-                 std::size_t inner, float* out) {
+template <typename T>
+void apply_index(const std::vector<std::size_t>& index, const T* x, std::size_t outer, std::size_t before, std::size_t inner, T* out) {
     const std::size_t after = index.size();
     for (std::size_t block = 0; block < outer; ++block) {
-        const float* from = x + block * before * inner;
-        float* into = out + block * after * inner;
+        const T* from = x + block * before * inner;
+        T* into = out + block * after * inner;
         if (inner == 1) {
             for (std::size_t o = 0; o < after; ++o) into[o] = from[index[o]];
             continue;
         }
-        for (std::size_t o = 0; o < after; ++o) std::memcpy(into + o * inner, from + index[o] * inner, inner * sizeof(float));
+        for (std::size_t o = 0; o < after; ++o) std::memcpy(into + o * inner, from + index[o] * inner, inner * sizeof(T));
     }
 }
+
+template void apply_matrix(const AxisMatrix&, const float*, std::size_t, std::size_t, std::size_t, float*);
+template void apply_matrix(const AxisMatrix&, const double*, std::size_t, std::size_t, std::size_t, double*);
+template void apply_index(const std::vector<std::size_t>&, const float*, std::size_t, std::size_t, std::size_t, float*);
+template void apply_index(const std::vector<std::size_t>&, const double*, std::size_t, std::size_t, std::size_t, double*);
 
 }  // namespace segship

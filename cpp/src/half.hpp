@@ -46,6 +46,20 @@ inline std::uint16_t float_to_half(float value) {
     return static_cast<std::uint16_t>(sign | kept);
 }
 
+// Rounded once: through a float whose last bit says whether something was cut off.
+inline std::uint16_t double_to_half(double value) {
+    float narrow = static_cast<float>(value);
+    const double back = static_cast<double>(narrow);
+    std::uint32_t bits;
+    std::memcpy(&bits, &narrow, sizeof bits);
+    if (back != value && (bits & 0x7F800000u) != 0x7F800000u) {
+        if ((back > value) == (value > 0)) --bits;  // towards zero
+        bits |= 1u;
+        std::memcpy(&narrow, &bits, sizeof narrow);
+    }
+    return float_to_half(narrow);
+}
+
 inline float rounded_to_half(float value) { return half_to_float(float_to_half(value)); }
 
 }  // namespace segship

@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <set>
+#include <type_traits>
 
 #include "axis_matrix.hpp"
 
@@ -73,30 +75,38 @@ std::vector<std::size_t> axis_order(const Shape3& have, const Shape3& want, std:
     return axes;
 }
 
-void one_axis(const float* x, const Shape3& shape, std::size_t axis, std::size_t after, const Rule& rule, float* out) {
+// torch's rules are float32's; in double precision there are the splines alone.
+template <typename T>
+void one_axis(const T* x, const Shape3& shape, std::size_t axis, std::size_t after, const Rule& rule, T* out) {
     const auto [outer, inner] = sides(shape, axis);
     const std::size_t before = shape[axis];
-    if (rule.kind != Rule::Kind::spline) {
-        apply_taps(axis_taps(before, after, rule.kind), x, outer, before, inner, out);
-    } else if (rule.order == 0) {
+    if constexpr (std::is_same_v<T, float>) {
+        if (rule.kind != Rule::Kind::spline) {
+            apply_taps(axis_taps(before, after, rule.kind), x, outer, before, inner, out);
+            return;
+        }
+    }
+    if (rule.order == 0) {
         apply_index(order0_index(before, after), x, outer, before, inner, out);
     } else {
-        apply_matrix(axis_matrix(before, after, rule.order), x, outer, before, inner, out);
+        const double negligible = std::is_same_v<T, float> ? kNegligible : kNegligibleWide;
+        apply_matrix(axis_matrix(before, after, rule.order, negligible), x, outer, before, inner, out);
     }
 }
 
 // Every axis but `skip` resized. The last product goes into `into`.
-void along_axes(const float* x, const Shape3& have, const Shape3& want, const Rule& rule, std::optional<std::size_t> skip, float* into) {
+template <typename T>
+void along_axes(const T* x, const Shape3& have, const Shape3& want, const Rule& rule, std::optional<std::size_t> skip, T* into) {
     const auto axes = axis_order(have, want, skip, rule);
     Shape3 shape = have;
-    std::vector<float> held;
-    const float* from = x;
+    std::vector<T> held;
+    const T* from = x;
     for (std::size_t i = 0; i < axes.size(); ++i) {
         const std::size_t axis = axes[i];
         Shape3 next = shape;
         next[axis] = want[axis];
         const bool last = i + 1 == axes.size();
-        std::vector<float> made(last ? 0 : count(next));
+        std::vector<T> made(last ? 0 : count(next));
         one_axis(from, shape, axis, want[axis], rule, last ? into : made.data());
         held.swap(made);
         from = held.data();
@@ -106,16 +116,18 @@ void along_axes(const float* x, const Shape3& have, const Shape3& want, const Ru
 }
 
 // Clip to the source's range: splines overshoot.
-void clip(float* out, std::size_t size, const float* source, std::size_t source_size) {
+template <typename T>
+void clip(T* out, std::size_t size, const T* source, std::size_t source_size) {
     const auto [low, high] = std::minmax_element(source, source + source_size);
-    const float least = *low, most = *high;
+    const T least = *low, most = *high;
     for (std::size_t i = 0; i < size; ++i) out[i] = std::min(std::max(out[i], least), most);
 }
 
 // The same for each slice along `axis`, where slices were resampled one by one.
-void clip_slices(float* out, const Shape3& shape, const float* source, const Shape3& have, std::size_t axis) {
+template <typename T>
+void clip_slices(T* out, const Shape3& shape, const T* source, const Shape3& have, std::size_t axis) {
     const std::size_t slices = have[axis];
-    std::vector<float> low(slices, INFINITY), high(slices, -INFINITY);
+    std::vector<T> low(slices, std::numeric_limits<T>::infinity()), high(slices, -std::numeric_limits<T>::infinity());
     const auto walk = [axis](const Shape3& grid, const auto& each) {
         const auto [outer, inner] = sides(grid, axis);
         std::size_t at = 0;
@@ -170,8 +182,8 @@ std::vector<std::size_t> nearest_index(std::size_t before, std::size_t after, Ru
     return out;
 }
 
-void resample_channel(const float* x, const Shape3& have, const Shape3& want, const Rule& rule,
-                      std::optional<std::size_t> separate, float* into) {
+template <typename T>
+void resample_channel(const T* x, const Shape3& have, const Shape3& want, const Rule& rule, std::optional<std::size_t> separate, T* into) {
     if (!separate) {
         along_axes(x, have, want, rule, std::nullopt, into);
         if (rule.order > 1) clip(into, count(want), x, count(have));
@@ -179,12 +191,15 @@ void resample_channel(const float* x, const Shape3& have, const Shape3& want, co
     }
     Shape3 in_plane = want;
     in_plane[*separate] = have[*separate];
-    std::vector<float> held(count(in_plane));
+    std::vector<T> held(count(in_plane));
     along_axes(x, have, in_plane, rule, separate, held.data());
     if (rule.order > 1) clip_slices(held.data(), in_plane, x, have, *separate);
     const auto [outer, inner] = sides(in_plane, *separate);
     apply_index(nearest_index(have[*separate], want[*separate], rule.kind), held.data(), outer, have[*separate], inner, into);
 }
+
+template void resample_channel(const float*, const Shape3&, const Shape3&, const Rule&, std::optional<std::size_t>, float*);
+template void resample_channel(const double*, const Shape3&, const Shape3&, const Rule&, std::optional<std::size_t>, double*);
 
 Array<float> resample(Array<float> array, const Shape3& shape, const Rule& rule, const Spacing& before, const Spacing& after) {
     const Shape3 have = last_three(array.shape);

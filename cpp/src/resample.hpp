@@ -27,9 +27,10 @@ std::optional<std::size_t> separate_axis(const Rule& rule, const Spacing& before
 // (C, z, y, x) on the grid `shape`; the same array where the shape is right already.
 Array<float> resample(Array<float> array, const Shape3& shape, const Rule& rule, const Spacing& before, const Spacing& after);
 
-// One channel (z, y, x) of shape `have`, written into `into` of shape `want`; the shapes differ.
-void resample_channel(const float* x, const Shape3& have, const Shape3& want, const Rule& rule,
-                      std::optional<std::size_t> separate, float* into);
+// One channel (z, y, x) of shape `have`, written into `into` of shape `want`; the shapes differ. Of float, and of double
+// for the spline rules: for who rounds the values again, to the last bit.
+template <typename T>
+void resample_channel(const T* x, const Shape3& have, const Shape3& want, const Rule& rule, std::optional<std::size_t> separate, T* into);
 
 // Both samples of each output sample of a linear interpolation, and the weight of the upper.
 struct AxisTaps {

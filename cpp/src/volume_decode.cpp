@@ -81,17 +81,31 @@ Array<T> back(Array<T> array, const std::vector<Moved>& moved, T fill) {
     return array;
 }
 
-// Of scores that were summed in float16: nnU-Net v2 rounds them to that again once they are resampled (its torch functions
-// excepted), and the first of equal ones wins.
-LabelMap half_argmax(const Array<float>& scores, const Moved& step, const Rule& rule) {
-    LabelMap index(as_shape(step.before));
-    const bool rounds = rule.kind != Rule::Kind::torch && step.before != step.after;
-    Array<float> best;
-    for (std::size_t k = 0; k < scores.shape[0]; ++k) {
+// One class of scores that were summed in float16, as nnU-Net v2 has it: resampled in double precision and rounded to
+// float16 again, torch's functions excepted.
+Array<float> half_resampled(const Array<float>& scores, std::size_t k, const Moved& step, const Rule& rule) {
+    const Shape3 have = last_three(scores.shape);
+    if (rule.kind != Rule::Kind::spline || step.before == have) {
         Array<float> part = resample_one(scores, k, step.before, rule, step.after_spacing, step.before_spacing);
-        if (rounds) {
+        if (rule.kind != Rule::Kind::torch && step.before != step.after) {
             for (float& value : part.data) value = rounded_to_half(value);
         }
+        return part;
+    }
+    const std::vector<double> wide(scores.at(k), scores.at(k) + count(have));
+    std::vector<double> made(count(step.before));
+    resample_channel(wide.data(), have, step.before, rule, separate_axis(rule, step.after_spacing, step.before_spacing), made.data());
+    Array<float> part(as_shape(step.before));
+    for (std::size_t i = 0; i < part.size(); ++i) part.data[i] = half_to_float(double_to_half(made[i]));
+    return part;
+}
+
+// The first of equal ones wins.
+LabelMap half_argmax(const Array<float>& scores, const Moved& step, const Rule& rule) {
+    LabelMap index(as_shape(step.before));
+    Array<float> best;
+    for (std::size_t k = 0; k < scores.shape[0]; ++k) {
+        Array<float> part = half_resampled(scores, k, step, rule);
         if (k == 0) {
             best = std::move(part);
             continue;

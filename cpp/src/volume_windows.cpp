@@ -247,8 +247,7 @@ std::vector<float> window_weights(const Tiling& tiling, std::size_t windows) {
     float least = INFINITY;
     for (std::size_t i = 0; i < out.size(); ++i) {
         const double value = exact[i] / scale;
-        // numpy rounds float64 to float16 at once; through float32 first the result could differ in a last bit only at ties
-        out[i] = tiling.half ? rounded_to_half(static_cast<float>(value)) : static_cast<float>(value);
+        out[i] = tiling.half ? half_to_float(double_to_half(value)) : static_cast<float>(value);
         if (out[i] != 0) least = std::min(least, out[i]);
     }
     for (float& value : out) value = value == 0 ? least : value;
