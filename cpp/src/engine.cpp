@@ -4,10 +4,12 @@
 #include <condition_variable>
 #include <cstring>
 #include <filesystem>
+#include <fstream>
 #include <map>
 #include <mutex>
 #include <optional>
 #include <sstream>
+#include <stdexcept>
 
 #include <openvino/openvino.hpp>
 
@@ -100,6 +102,27 @@ std::string cache_folder_of(const std::string& graph, const SessionOptions& opti
     return failed ? "" : folder.string();
 }
 
+EngineError unreadable(const std::string& graph, const std::exception& error) {
+    return EngineError(graph + ": openvino cannot read it as an ONNX graph (" + last_line(error) +
+                       "); the file is damaged or is no ONNX: check the package with `segship verify`, or export it again");
+}
+
+// An ONNX file begins with one of its fields. OpenVINO asks every reader it has about another file, and some talk.
+bool begins_as_onnx(const std::string& graph) {
+    std::ifstream file(graph, std::ios::binary);
+    const int first = file.get();
+    const int field = first >> 3, kind = first & 7;
+    return first >= 0 && first < 0x80 && field >= 1 && field <= 25 && (kind == 0 || kind == 2);
+}
+
+std::shared_ptr<ov::Model> read_model(const std::string& graph) {
+    try {
+        return core().read_model(graph);
+    } catch (const std::exception& error) {
+        throw unreadable(graph, error);
+    }
+}
+
 void check_graph(const std::string& graph) {
     std::error_code failed;
     const auto size = fs::file_size(graph, failed);
@@ -109,19 +132,7 @@ void check_graph(const std::string& graph) {
     if (size == 0) {
         throw EngineError(graph + ": the graph is empty; copy the package again, or check it with `segship verify`");
     }
-}
-
-EngineError unreadable(const std::string& graph, const std::exception& error) {
-    return EngineError(graph + ": openvino cannot read it as an ONNX graph (" + last_line(error) +
-                       "); the file is damaged or is no ONNX: check the package with `segship verify`, or export it again");
-}
-
-std::shared_ptr<ov::Model> read_model(const std::string& graph) {
-    try {
-        return core().read_model(graph);
-    } catch (const std::exception& error) {
-        throw unreadable(graph, error);
-    }
+    if (!begins_as_onnx(graph)) throw unreadable(graph, std::runtime_error("it does not begin as one"));
 }
 
 ov::PartialShape only_input(const std::string& graph, const std::vector<ov::Output<const ov::Node>>& inputs) {
