@@ -58,7 +58,7 @@ Rgba from_numbers(const std::string& text) {
         throw UsageError("a colour's parts lie in 0..255, got " + text);
     }
     Rgba found{0, 0, 0, 255};
-    std::transform(parts.begin(), parts.end(), found.begin(), [](int part) { return static_cast<std::uint8_t>(part); });
+    for (std::size_t i = 0; i < std::min(parts.size(), found.size()); ++i) found[i] = static_cast<std::uint8_t>(parts[i]);
     return found;
 }
 

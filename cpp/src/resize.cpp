@@ -29,6 +29,9 @@ cv::Mat as_mat(const Array<T>& array) {
 
 template <typename T>
 Array<T> resize_opencv(const Array<T>& array, Size size, int interpolation) {
+    if constexpr (!std::is_same_v<T, std::uint8_t>) {
+        if (interpolation == cv::INTER_LINEAR) return resize_linear(array, size);
+    }
     Array<T> out(Shape{size.height, size.width, array.shape[2]});
     cv::Mat target = as_mat(out);
     try {
@@ -135,12 +138,7 @@ Picture resize(const Picture& picture, Size size, const std::string& method) {
     if (library == "pillow" && (rule == "bilinear" || rule == "lanczos")) {
         return resize_pillow(picture, size, rule == "lanczos");
     }
-    if (method == "torch:bilinear") {
-        // OpenCV's float path has the same half-pixel rule, and no anti-aliasing either.
-        return {std::visit([&](const auto& array) { return resize_opencv(to_floats(array), size, cv::INTER_LINEAR); },
-                           picture.values),
-                false};
-    }
+    if (method == "torch:bilinear") return {resize_torch(picture, size), false};
     if (method == "torch:bilinear-align-corners") {
         const Array<float> x = std::visit([](const auto& array) { return to_floats(array); }, picture.values);
         return {mix_axis(mix_axis(x, 0, size.height), 1, size.width), false};

@@ -66,6 +66,10 @@ Array<std::uint8_t> resize_pillow(const Array<std::uint8_t>& picture, Size size,
 Array<float> resize_pillow(const Array<float>& picture, Size size, bool lanczos, Span across, Span down);
 
 // Names begin with resize_, as the files that hold them.
+Array<std::uint16_t> resize_linear(const Array<std::uint16_t>& array, Size size);
+Array<float> resize_linear(const Array<float>& array, Size size);
+Array<double> resize_linear(const Array<double>& array, Size size);
+Array<float> resize_torch(const Picture& picture, Size size);
 Picture resize_skimage(const Picture& picture, Size size, bool antialias);
 Picture resize_pillow(const Picture& picture, Size size, bool lanczos);
 

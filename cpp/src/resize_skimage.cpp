@@ -7,10 +7,14 @@
 #include <type_traits>
 
 #include "clones.hpp"
+#include "parallel.hpp"
 #include "resize.hpp"
 
 namespace segship {
 namespace {
+
+constexpr std::size_t ROWS = 16;  // of the result, that one thread makes at once
+constexpr std::size_t SMALL = 1 << 16;  // values that are not worth a second thread
 
 struct Taps {
     // First source index of each output; may lie outside the source, where weights are zero.
@@ -90,26 +94,57 @@ void across_row(const double* row, std::size_t before, const Taps& taps, double*
     }
 }
 
+// Two taps an axis: only four values of the source a value of the result are looked at.
+template <typename T>
+void mix_row(const Array<T>& array, const Taps& down, const Taps& across, std::size_t y, double* out) {
+    const std::size_t channels = array.shape[2], width = across.start.size();
+    const auto row_at = [&](std::size_t k) {
+        return array.at(static_cast<std::size_t>(std::clamp<std::ptrdiff_t>(
+            down.start[y] + static_cast<std::ptrdiff_t>(k), 0, static_cast<std::ptrdiff_t>(array.shape[0]) - 1)));
+    };
+    const T* rows[2] = {row_at(0), row_at(1)};
+    const double* share = down.weights.data() + 2 * y;
+    const auto last = static_cast<std::ptrdiff_t>(array.shape[1]) - 1;
+    for (std::size_t x = 0; x < width; ++x) {
+        const auto left = static_cast<std::size_t>(std::clamp<std::ptrdiff_t>(across.start[x], 0, last)) * channels;
+        const auto right = static_cast<std::size_t>(std::clamp<std::ptrdiff_t>(across.start[x] + 1, 0, last)) * channels;
+        const double* weight = across.weights.data() + 2 * x;
+        for (std::size_t c = 0; c < channels; ++c) {
+            const double above = static_cast<double>(rows[0][left + c]) * weight[0] + static_cast<double>(rows[0][right + c]) * weight[1];
+            const double below = static_cast<double>(rows[1][left + c]) * weight[0] + static_cast<double>(rows[1][right + c]) * weight[1];
+            out[x * channels + c] = above * share[0] + below * share[1];
+        }
+    }
+}
+
 template <typename T>
 Array<double> resize_values(const Array<T>& array, Size size, bool antialias) {
     const std::size_t before = array.shape[1], channels = array.shape[2], row = array.stride(0);
     const Taps down = taps_of(array.shape[0], size.height, antialias), across = taps_of(before, size.width, antialias);
     Array<double> out(Shape{size.height, size.width, channels});
-    std::vector<double> strip(row);
-    for (std::size_t y = 0; y < size.height; ++y) {
-        std::fill(strip.begin(), strip.end(), 0.0);
-        for (std::size_t k = 0; k < down.count; ++k) {
-            const double weight = down.weights[y * down.count + k];
-            if (weight == 0.0) continue;  // also what lies outside
-            const auto at = static_cast<std::size_t>(down.start[y] + static_cast<std::ptrdiff_t>(k));
-            add_row(strip.data(), array.at(at), weight, row);
+    const bool plain = down.count == 2 && across.count == 2;
+    const std::size_t height = out.size() < SMALL ? size.height : ROWS;
+    on_threads((size.height + height - 1) / height, [&](std::size_t group) {
+        std::vector<double> strip(plain ? 0 : row);
+        for (std::size_t y = group * height; y < std::min(size.height, (group + 1) * height); ++y) {
+            if (plain) {
+                mix_row(array, down, across, y, out.at(y));
+                continue;
+            }
+            std::fill(strip.begin(), strip.end(), 0.0);
+            for (std::size_t k = 0; k < down.count; ++k) {
+                const double weight = down.weights[y * down.count + k];
+                if (weight == 0.0) continue;  // also what lies outside
+                const auto at = static_cast<std::size_t>(down.start[y] + static_cast<std::ptrdiff_t>(k));
+                add_row(strip.data(), array.at(at), weight, row);
+            }
+            if (channels == 3) {
+                across_row<3>(strip.data(), before, across, out.at(y), channels);
+            } else {
+                across_row<0>(strip.data(), before, across, out.at(y), channels);
+            }
         }
-        if (channels == 3) {
-            across_row<3>(strip.data(), before, across, out.at(y), channels);
-        } else {
-            across_row<0>(strip.data(), before, across, out.at(y), channels);
-        }
-    }
+    });
     return out;
 }
 
