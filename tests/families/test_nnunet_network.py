@@ -53,6 +53,18 @@ def test_every_head_of_v1_gives_what_v1_gave(
         assert np.abs(got[0].numpy() - wanted).max() <= 1e-4
 
 
+def test_without_biases_the_transposed_convolutions_have_none_either(reference_case: Callable[[str], Any]) -> None:
+    """As upstream's decoder takes the encoder's setting; the heads always have theirs."""
+    about = copy.deepcopy(reference_case("nnunet_v2_regions")[0])
+    for configuration in about["plans"]["configurations"].values():
+        if "architecture" in configuration:
+            configuration["architecture"]["arch_kwargs"]["conv_bias"] = False
+    plan = read_plan(about["plans"], about["dataset"], about["configuration"])
+    keys = PlannedUNet(plan.architecture).state_dict()
+    assert not [key for key in keys if key.endswith("conv.bias") or ("transpconvs" in key and "bias" in key)]
+    assert any("seg_layers" in key and key.endswith("bias") for key in keys)
+
+
 def test_a_configuration_inherits_key_by_key() -> None:
     plans = {
         "configurations": {"a": {"x": 1, "y": 2}, "b": {"inherits_from": "a", "y": 3}, "c": {"inherits_from": "b"}}

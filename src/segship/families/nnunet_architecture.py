@@ -39,6 +39,7 @@ def read_architecture(resolved: Mapping[str, Any], inputs: int, outputs: int) ->
         encoder_convs=_per_stage(kwargs, convs, stages),
         decoder_convs=_per_stage(kwargs, "n_conv_per_stage_decoder", stages - 1),
         conv_bias=bool(kwargs.get("conv_bias", False)),
+        transposed_bias=bool(kwargs.get("conv_bias", False)),
         norm=_norm_of(kwargs.get("norm_op")),
         norm_epsilon=float(norm_kwargs.get("eps", 1e-5)),
         norm_affine=bool(norm_kwargs.get("affine", False)),
