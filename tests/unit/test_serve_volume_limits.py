@@ -50,7 +50,7 @@ def predictor(tmp_path, monkeypatch):
 def test_a_case_that_would_not_fit_is_refused_with_numbers(predictor):
     with VolumeServer(predictor) as server:
         bounds = server.service.bounds
-        server.service.bounds = replace(bounds, memory=bounds.base + (18 << 20))
+        server.service.bounds = replace(bounds, memory=bounds.base + (12 << 20))
         large = case_bytes(1, (200, 200, 100), packed=False)
         error = said(server.ask("POST", "/v1/jobs", files={"file": ("big.nii", large)}), 413)
         assert error.startswith("big needs about ")
