@@ -445,6 +445,8 @@ def test_unusable_data_is_said_case_by_case(tmp_path: Path) -> None:
         with pytest.raises(kind, match=message):
             train_unet3d(make_options(tmp_path / "data", tmp_path / "run", **changes), progress=False)
 
+    fails(UsageError, "there is no folder .*data; .*segship prepare kits19")
+    (tmp_path / "data").mkdir()
     fails(DatasetError, "no prepared cases.*segship prepare kits19")
     write_cases(tmp_path / "data", (1, 2))
     fails(UsageError, "none of MLPerf's 42 evaluation cases")

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from segship.datasets.kits19 import Files, evaluation_ids, prepared_files
-from segship.errors import DatasetError
+from segship.errors import DatasetError, UsageError
 from segship.training.data import ahead
 from segship.training.mlperf_items import Boxes, foreground_boxes, make_item
 from segship.training.mlperf_recipe import item_seeds
@@ -47,8 +47,13 @@ def mapped(path: Path) -> NDArray[Any]:
 
 
 def find_cases(folder: Path) -> list[Case]:
-    """Every prepared case of ``folder`` by its name. DatasetError for none, a missing partner, or unlike shapes."""
-    listed = prepared_files(folder) if folder.is_dir() else []
+    """Every prepared case of ``folder`` by its name. DatasetError for none, a missing partner, or unlike shapes; UsageError
+    where there is no such folder."""
+    if not folder.is_dir():
+        raise UsageError(
+            f"there is no folder {folder}; prepared cases are written by: segship prepare kits19 SOURCE {folder}"
+        )
+    listed = prepared_files(folder)
     if not listed:
         raise DatasetError(
             f"{folder} has no prepared cases (case_00000_x.npy …); write them with: segship prepare kits19 SOURCE {folder}"
