@@ -96,7 +96,7 @@ class Plan:
     about: str
     """where the largest case's passes come from: tiles x mirrorings x members"""
     memory: int | None
-    """bytes at the peak; None where no header could be read"""
+    """bytes at the peak; None where no header could be read, or nobody asked"""
     overlap: bool
     base: int = 0
     """bytes of it that process, engine and network take"""
@@ -148,9 +148,11 @@ def predict_cases(
     _refuse_overwriting(jobs, output, _ending(predictor, options))
     made = read_journal(output) if options.resume else {}
     todo = [job for job in jobs if not is_done(made.get(job.key), job.size, job.mtime_ns, recipe_key, output)]
-    todo = _after_first_stage(predictor, todo, options)
+    measure = announce is not None or options.memory is not None
+    if measure:
+        todo = _after_first_stage(predictor, todo, options)
     failed: list[tuple[str, str]] = [(problem, problem) for problem in problems] if options.part_id == 0 else []
-    plan = replace(_plan(predictor, todo, len(jobs) - len(todo), options), budget=budget)
+    plan = replace(_plan(predictor, todo, len(jobs) - len(todo), options, measure=measure), budget=budget)
     if announce is not None:
         announce(plan)
     fitting = []
@@ -224,7 +226,7 @@ def plan_cases(predictor: VolumePredictor, inputs: Sequence[Path | str], options
     _check(predictor, options)
     cases, _ = find_cases(inputs, _input(predictor))
     jobs = [_job(case, predictor, options) for case in cases][options.part_id :: options.num_parts]
-    return _plan(predictor, _after_first_stage(predictor, jobs, options), 0, options)
+    return _plan(predictor, _after_first_stage(predictor, jobs, options), 0, options, measure=True)
 
 
 # ------------------------------------------------------------------------------------------------- planning
@@ -285,7 +287,10 @@ def _after_first_stage(predictor: VolumePredictor, jobs: Sequence[_Job], options
     ]
 
 
-def _plan(predictor: VolumePredictor, jobs: Sequence[_Job], skipped: int, options: CaseOptions) -> Plan:
+def _plan(
+    predictor: VolumePredictor, jobs: Sequence[_Job], skipped: int, options: CaseOptions, *, measure: bool
+) -> Plan:
+    """``measure``: run one window for the network's memory."""
     known = [job.cost for job in jobs if job.cost is not None]
     manifest = predictor.manifest
     assert manifest.tiling is not None
@@ -293,7 +298,7 @@ def _plan(predictor: VolumePredictor, jobs: Sequence[_Job], skipped: int, option
     mirrors, members = 2 ** len(tiling.mirror_axes), len(options.tiles.members or manifest.network.members)
     tiles = max((cost.passes for cost in known), default=0) // (mirrors * members)
     memory, overlap, base = None, True, 0
-    if known:
+    if known and measure:
         base = _measured_base(predictor, options, max(cost.passes for cost in known) // members)
         memory = max(process_peak(), base + peak_of(known))
         if options.memory is not None and memory > options.memory:
