@@ -124,7 +124,7 @@ def _dtype(classes: int) -> Any:
     return np.uint8 if classes <= 256 else np.uint16
 
 
-def first_maximum(scores: Iterator[Float]) -> Labels:
+def first_maximum(scores: Iterator[NDArray[np.floating[Any]]]) -> Labels:
     """`largest` of arrays that come one after another. They are not changed."""
     best = next(scores).copy()
     index: Labels = np.zeros(best.shape, np.uint8)
@@ -135,7 +135,7 @@ def first_maximum(scores: Iterator[Float]) -> Labels:
     return index
 
 
-def _keep_larger(best: Float, index: Labels, one: Float, k: int) -> None:
+def _keep_larger(best: NDArray[np.floating[Any]], index: Labels, one: NDArray[np.floating[Any]], k: int) -> None:
     """Both in place. ``k`` is above every index so far, so the larger number is the later one."""
     better = (one > best).view(np.uint8)
     np.maximum(index, better * index.dtype.type(k), out=index)

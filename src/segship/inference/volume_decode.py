@@ -14,7 +14,7 @@ import numpy as np
 
 from segship.errors import PackageError
 from segship.inference.decode import activate, label_dtype
-from segship.inference.enlarge import argmax_on_grid, each_above, resample_one_by_one
+from segship.inference.enlarge import argmax_on_grid, each_above, first_maximum, resample_one_by_one
 from segship.inference.postprocess import keep_largest
 from segship.inference.resample import Rule, resample_wide
 from segship.inference.volume_chain import Moved, VolumeFrame
@@ -89,17 +89,9 @@ def _half_argmax(scores: np.ndarray, step: Moved, rule: Rule) -> np.ndarray:
     parts: Iterator[np.ndarray] = resample_one_by_one(scores, *way)
     if rule.kind == "spline":
         parts = (resample_wide(one.astype(np.float64), *way) for one in scores)
-    index = np.zeros(step.before, label_dtype(tuple(range(len(scores)))))
-    best: np.ndarray | None = None
-    for k, part in enumerate(parts):
-        rounded = part if rule.kind == "torch" or step.before == step.after else part.astype(np.float16)
-        if best is None:
-            best = rounded
-            continue
-        better = rounded > best
-        index[better] = k
-        np.copyto(best, rounded, where=better)
-    return index
+    if rule.kind == "torch" or step.before == step.after:
+        return first_maximum(parts)
+    return first_maximum(part.astype(np.float16) for part in parts)
 
 
 def _logit(probability: float) -> float:
