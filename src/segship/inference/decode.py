@@ -11,7 +11,7 @@ Arrays are (K, h, w) float32 in, (K, H, W) or (H, W) out.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -167,10 +167,10 @@ def require_finite(scores: np.ndarray, name: str) -> None:
         raise EngineError(f"{name}: the network's output holds NaN or infinite values; try --precision fp32")
 
 
-def region_labels(masks: np.ndarray, rule: Regions) -> np.ndarray:
-    """(H, W) labels from (K, H, W) regions, written one over the other in ``rule.order``."""
-    labels = np.zeros(masks.shape[1:], label_dtype(rule.order))
-    for mask, label in zip(masks, rule.order, strict=True):
+def stacked_labels(masks: Iterable[np.ndarray], ids: tuple[int, ...], shape: Sequence[int]) -> np.ndarray:
+    """Labels of ``shape`` from bool masks of it, one at a time, a later one over the earlier: each mask gets its id."""
+    labels = np.zeros(shape, label_dtype(ids))
+    for mask, label in zip(masks, ids, strict=True):
         labels[mask] = label
     return labels
 

@@ -18,10 +18,10 @@ from segship.inference.decode import (
     argmax_index,
     class_labels,
     label_dtype,
-    region_labels,
     require_finite,
     saliency_map,
     scores_on_grid,
+    stacked_labels,
     threshold_masks,
 )
 from segship.inference.images import Image
@@ -201,12 +201,9 @@ class Prediction:
                 index = np.array(ids, label_dtype(ids))[index]
             return clean_labels(index, self.recipe.postprocess)
         if isinstance(decision, Regions):
-            return clean_labels(region_labels(self.masks, decision), self.recipe.postprocess)
-        ids = tuple(label.id for label in self.classes)
-        labels = np.zeros(self.size_hw, label_dtype(ids))
-        for mask, label in zip(self.masks, ids, strict=True):
-            labels[mask] = label
-        return labels
+            stacked = stacked_labels(self.masks, decision.order, self.size_hw)
+            return clean_labels(stacked, self.recipe.postprocess)
+        return stacked_labels(self.masks, tuple(label.id for label in self.classes), self.size_hw)
 
     def _index(self) -> np.ndarray:
         """(H, W) index of each pixel's class."""

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from segship.errors import PackageError
-from segship.inference.decode import activate, label_dtype
+from segship.inference.decode import activate, label_dtype, stacked_labels
 from segship.inference.enlarge import argmax_on_grid, each_above, first_maximum, resample_one_by_one
 from segship.inference.postprocess import keep_largest
 from segship.inference.resample import Rule, resample_wide
@@ -69,10 +69,7 @@ def decide(scores: np.ndarray, frame: VolumeFrame, recipe: Recipe, *, activated:
     rest = moved[:-1] if step else moved
     if isinstance(decision, Threshold):
         return np.stack([_back(one, rest, False) for one in above])
-    labels = np.zeros(shape, label_dtype(decision.order))
-    for mask, label in zip(above, decision.order, strict=True):  # one region at a time, a later one over the earlier
-        labels[mask] = label
-    return _back(labels, rest, 0)
+    return _back(stacked_labels(above, decision.order, shape), rest, 0)
 
 
 def _resampled_argmax(scores: np.ndarray, step: Moved | None, rule: Rule) -> np.ndarray:

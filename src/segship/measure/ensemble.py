@@ -23,7 +23,7 @@ from segship.datasets.dsb2018_splits import some
 from segship.datasets.label_files import ENDINGS, PICTURE_ENDINGS, read_as_volume
 from segship.datasets.nnunet_json import find_dataset_json, read_dataset_json
 from segship.errors import InputError, OutputError, SegshipError, UsageError
-from segship.inference.decode import label_dtype
+from segship.inference.decode import label_dtype, stacked_labels
 from segship.inference.plain_pickle import read_plain_pickle
 from segship.inference.volume_formats import affine_from_lps
 from segship.inference.volumes import Geometry, Volume, write_labels
@@ -196,7 +196,7 @@ def _decided(files: Sequence[Path], decision: Decision, kept: list[Float] | None
             )
         mean = _means([one.channels() for one in opened], kept)
         if decision.regions is not None:
-            return _regions(mean, decision.regions, first.shape[1:])
+            return stacked_labels((one > REGION_ABOVE for one in mean), decision.regions, first.shape[1:])
         return _largest(mean, first.shape, None if decision.proved else first.path)
 
 
@@ -229,13 +229,6 @@ def _largest(mean: Iterator[Float], shape: tuple[int, ...], unproved: Path | Non
             f"{unproved}: the classes' probabilities do not add up to 1, so they may be regions; say what they are with "
             "--dataset dataset.json or --package"
         )
-    return labels
-
-
-def _regions(mean: Iterator[Float], order: tuple[int, ...], shape: tuple[int, ...]) -> NDArray[np.unsignedinteger]:
-    labels = np.zeros(shape, label_dtype(order))
-    for label, channel in zip(order, mean, strict=True):
-        labels[channel > REGION_ABOVE] = label
     return labels
 
 
