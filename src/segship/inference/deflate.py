@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache
 
 import numpy as np
 
@@ -28,8 +28,9 @@ def gzip_bytes(head: bytes, body: np.ndarray, level: int = LEVEL) -> bytes:
     data = memoryview(body.reshape(-1).view(np.uint8))  # type: ignore[arg-type]
     with ThreadPoolExecutor(helper_threads(), thread_name_prefix="segship-gzip") as executor:
         check = executor.submit(zlib.crc32, data, zlib.crc32(head))
-        pack = _packer(data, level)
-        pieces: list[Future[bytes]] = [executor.submit(pack, start) for start in range(0, len(data), _PIECE)]
+        pieces: list[Future[bytes]] = [
+            executor.submit(_piece, data, start, level) for start in range(0, len(data), _PIECE)
+        ]
         parts = [_HEADER, _packed(head, b"", level), *(piece.result() for piece in pieces), _END]
         sizes = struct.pack("<II", check.result(), (len(head) + len(data)) & 0xFFFFFFFF)
     return b"".join([*parts, sizes])
@@ -47,18 +48,18 @@ def _packed(data: bytes | memoryview, before: bytes | memoryview, level: int) ->
     return packer.compress(data) + packer.flush(zlib.Z_SYNC_FLUSH)
 
 
-def _packer(data: memoryview, level: int) -> Callable[[int], bytes]:
-    """What packs the piece that begins somewhere. Empty space behind empty space is packed once and used again."""
-    zeros = bytes(_PIECE)
-    empty = _packed(zeros, bytes(_WINDOW), level)
+def _piece(data: memoryview, start: int, level: int) -> bytes:
+    """The packed piece that begins at ``start``."""
+    piece, before = data[start : start + _PIECE], data[max(0, start - _WINDOW) : start]
+    if len(piece) == _PIECE and len(before) == _WINDOW and not _any(piece) and not _any(before):
+        return _empty(_PIECE, level)
+    return _packed(piece, before, level)
 
-    def pack(start: int) -> bytes:
-        piece, before = data[start : start + _PIECE], data[max(0, start - _WINDOW) : start]
-        if len(piece) == _PIECE and len(before) == _WINDOW and not _any(piece) and not _any(before):
-            return empty
-        return _packed(piece, before, level)
 
-    return pack
+@cache
+def _empty(size: int, level: int) -> bytes:
+    """A piece of empty space behind empty space, packed once and used again."""
+    return _packed(bytes(size), bytes(_WINDOW), level)
 
 
 def _any(data: memoryview) -> bool:
