@@ -58,12 +58,11 @@ def edge_layers(graphs: Mapping[str, onnx.ModelProto]) -> tuple[str, ...]:
     Together they are well under 1 % of a network's arithmetic, and their rounding is the one that shows most: the
     first sees inputs whose grey levels are hardly further apart than int8's steps, the last writes the logits.
     """
-    found: list[str] = []
+    found: dict[str, None] = {}
     for graph in graphs.values():
-        all_of_it = names(graph)
-        found += [
-            name for name in (all_of_it[:1] + all_of_it[-1:] if len(all_of_it) > FEW else []) if name not in found
-        ]
+        layers = names(graph)
+        if len(layers) > FEW:
+            found |= dict.fromkeys((layers[0], layers[-1]))
     return tuple(found)
 
 
@@ -75,7 +74,8 @@ def search_groups(model: onnx.ModelProto, kept: Iterable[str] = ()) -> dict[str,
     slower by half with them in float32, so they are quantised until accuracy asks for them.
     """
     always = set(kept)
-    heads = tuple(name for name in names(model) if name in _heads(model) - always)
+    ends = _heads(model) - always
+    heads = tuple(name for name in names(model) if name in ends)
     found = {HEADS: heads} if heads else {}
     for group, layers in layer_groups(model).items():
         left = tuple(layer for layer in layers if layer not in heads)
