@@ -13,6 +13,7 @@ from typing import Any
 from segship.engines import BUILT_IN, get_engine
 from segship.engines.processor import processor
 from segship.errors import EngineMissing, OutputError, PackageError, UsageError
+from segship.inference.views import told_size
 from segship.manifest import Manifest, Recipe, Resize, ResizeKeepRatio, Step
 from segship.package import MANIFEST, Package, write_package
 
@@ -81,10 +82,9 @@ def network_size(recipe: Recipe) -> tuple[int, int]:
     if recipe.network.size is not None and len(recipe.network.size) == 2:
         return recipe.network.size[0], recipe.network.size[1]
     for step in reversed(recipe.preprocess):
-        if isinstance(step, Resize):
-            return step.height, step.width
-        if isinstance(step, ResizeKeepRatio):
-            return step.short_side, step.long_side
+        sides = told_size(step)
+        if sides is not None:
+            return sides
     raise PackageError(f"package '{recipe.name}' brings pictures to no one size; give --input-size")
 
 

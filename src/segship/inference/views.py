@@ -78,32 +78,39 @@ def resizing(recipe: Recipe) -> Resizing | None:
     return next((step for step in recipe.preprocess if isinstance(step, Resizing)), None)
 
 
+def told_size(step: Step | None) -> tuple[int, int] | None:
+    """(height, width) that a step brings a picture to: of a fit with the ratio kept a lying one that fills it.
+
+    None for a step that resizes by a factor or not at all.
+    """
+    if isinstance(step, Resize):
+        return step.height, step.width
+    return (step.short_side, step.long_side) if isinstance(step, ResizeKeepRatio) else None
+
+
 def pixels_at_once(recipe: Recipe) -> int | None:
     """Pixels of one network input of a package that takes several sizes, at most; None where nobody knows, or it takes one."""
     if recipe.network.size is not None or recipe.input.kind != "image":
         return None
     if recipe.tiling is not None:
         return int(recipe.tiling.window[0] * recipe.tiling.window[1])
-    step = resizing(recipe)
-    if isinstance(step, ResizeKeepRatio):
-        return step.long_side * step.short_side
-    return step.height * step.width if isinstance(step, Resize) else None
+    sides = told_size(resizing(recipe))
+    return None if sides is None else sides[0] * sides[1]
 
 
 def usual_size(recipe: Recipe) -> tuple[int, int] | None:
-    """(height, width) of the network's input: its window, or what a picture is resized to (a lying one that fills the fit).
+    """(height, width) of the network's input: its window, or what a picture is resized to (see `told_size`).
 
     None for a network of no fixed size whose pictures keep theirs.
     """
     if recipe.input.kind != "image":
         return None
     if recipe.tiling is not None:
-        sides = (recipe.tiling.window[0], recipe.tiling.window[1])
+        sides: tuple[int, int] | None = (recipe.tiling.window[0], recipe.tiling.window[1])
     else:
-        step = next((step for step in reversed(recipe.preprocess) if isinstance(step, Resizing)), None)
-        if step is None or isinstance(step, ResizeByFactor):
-            return None
-        sides = (step.height, step.width) if isinstance(step, Resize) else (step.short_side, step.long_side)
+        sides = told_size(next((step for step in reversed(recipe.preprocess) if isinstance(step, Resizing)), None))
+    if sides is None:
+        return None
     multiples = recipe.network.size_multiple
     up = [-(-side // multiple) * multiple for side, multiple in zip(sides, multiples, strict=True)]
     return up[0], up[1]
@@ -135,8 +142,7 @@ def check_recipe(recipe: Recipe) -> Recipe:
     small = with_resize(recipe, ResizeKeepRatio(long_side=max(size), short_side=min(size), method=method))
     if recipe.tiling is None:
         return small
-    sides = (step.height, step.width) if isinstance(step, Resize) else None
-    sides = (step.short_side, step.long_side) if isinstance(step, ResizeKeepRatio) else sides
+    sides = told_size(step)
     share = 1.0 if sides is None else min(1.0, min(size) / min(sides))
     return small.model_copy(update={"tiling": _shrunk(recipe.tiling, share, recipe.network.size_multiple)})
 
