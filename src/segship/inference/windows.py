@@ -17,6 +17,7 @@ from segship.errors import PackageError
 from segship.inference import tiling as windows
 from segship.inference.bands import BAND_PIXELS, Band
 from segship.inference.preprocess import resize_planes
+from segship.inference.resize import Size
 from segship.manifest import Recipe, Tiling
 
 Float = NDArray[np.float32]
@@ -35,12 +36,12 @@ def run_picture(run: Run, x: Float, recipe: Recipe, batch: int = 1) -> tuple[Flo
         return tuple(output[0] for output in run(x[None]))
     totals: list[windows.Sums] = []
     for chosen in _groups(x, _known(recipe), batch):
-        outputs, size = _run(run, x, chosen, recipe)
+        outputs, size, filled = _run(run, x, chosen, recipe)
         if not totals:
             totals = [windows.Sums.zeros(output.shape[1], x.shape[1:]) for output in outputs]
         for total, output in zip(totals, outputs, strict=True):
             for start, one in zip(chosen, output, strict=True):
-                total.add(_on_window(one, size, recipe), start, None)
+                total.add(_on_window(one, size, filled, recipe), start, None)
     return tuple(np.asarray(total.mean(), np.float32) for total in totals)
 
 
@@ -60,13 +61,13 @@ def picture_bands(run: Run, x: Float, recipe: Recipe, batch: int = 1) -> Iterato
     )
     total, seen = np.empty(0, np.float32), np.zeros((most, width), np.float32)
     for chosen, end in zip(groups, ends, strict=True):
-        outputs, size = _run(run, x, chosen, recipe)
+        outputs, size, filled = _run(run, x, chosen, recipe)
         if not total.size:
             total = np.zeros((outputs[0].shape[1], most, width), np.float32)
         top = chosen[0][0]
         sums = windows.Sums(total=total, seen=seen)
         for start, one in zip(chosen, outputs[0], strict=True):
-            sums.add(_on_window(one, size, recipe), (start[0] - top, start[1]), None)
+            sums.add(_on_window(one, size, filled, recipe), (start[0] - top, start[1]), None)
         del outputs, one  # they need not lie beside the next ones
         step = max(1, BAND_PIXELS // width)
         for low, high in pairwise((*range(0, end - top, step), end - top)):
@@ -99,13 +100,12 @@ def _groups(x: Float, tiling: Tiling, batch: int) -> list[list[windows.Start]]:
     return [starts[first : first + batch] for first in range(0, len(starts), batch)]
 
 
-def _run(
-    run: Run, x: Float, chosen: Sequence[windows.Start], recipe: Recipe
-) -> tuple[Sequence[Float], tuple[int, int]]:
-    """All outputs of some windows, and the windows' own size."""
+def _run(run: Run, x: Float, chosen: Sequence[windows.Start], recipe: Recipe) -> tuple[Sequence[Float], Size, Size]:
+    """All outputs of some windows, the windows' own size, and the one that they were filled up to."""
     assert recipe.tiling is not None
     parts = np.stack([windows.cut(x, start, recipe.tiling) for start in chosen])
-    return run(_filled(parts, recipe)), (parts.shape[2], parts.shape[3])
+    filled = _filled(parts, recipe)
+    return run(filled), (parts.shape[2], parts.shape[3]), (filled.shape[2], filled.shape[3])
 
 
 def _filled(parts: Float, recipe: Recipe) -> Float:
@@ -117,10 +117,8 @@ def _filled(parts: Float, recipe: Recipe) -> Float:
     return np.pad(parts, [(0, 0), (0, 0), *((0, gap) for gap in missing)])
 
 
-def _on_window(output: Float, size: tuple[int, int], recipe: Recipe) -> Float:
-    """(K, h, w) on the window's own grid."""
-    multiples = recipe.network.size_multiple
-    filled = tuple(-(-side // multiple) * multiple for side, multiple in zip(size, multiples, strict=True))
+def _on_window(output: Float, size: Size, filled: Size, recipe: Recipe) -> Float:
+    """(K, h, w) on the grid of a window of ``size``, which the network saw ``filled`` up."""
     if output.shape[1:] != filled:
-        output = resize_planes(output, (filled[0], filled[1]), recipe.decode.restore_method)
+        output = resize_planes(output, filled, recipe.decode.restore_method)
     return output[:, : size[0], : size[1]]
