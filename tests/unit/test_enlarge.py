@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from segship.inference import enlarge
-from segship.inference.enlarge import (
-    above_on_grid,
-    argmax_on_grid,
-    each_above,
-    first_maximum,
-    largest,
-    resample_one_by_one,
-)
+from segship.inference.enlarge import argmax_on_grid, each_above, first_maximum, largest, resample_one_by_one
 from segship.inference.resample import Rule, Spacing
 
 sides = st.tuples(st.integers(1, 9), st.integers(1, 12), st.integers(1, 12))
@@ -66,7 +61,7 @@ def test_labels_are_those_of_interpolating_every_class(
     got = argmax_on_grid(scores, shape, how, spacing, even)
     assert got.shape == shape
     assert (got == full.argmax(axis=0))[clear].all()
-    above = above_on_grid(scores, 0.5, shape, how, spacing, even)
+    above = np.stack(list(each_above(scores, 0.5, shape, how, spacing, even)))
     assert (above == (full > 0.5))[np.abs(full - 0.5) > 1e-4].all()
 
 
@@ -136,7 +131,18 @@ def test_the_largest_of_whole_numbers_is_numpys_argmax(seed: int, classes: int, 
     assert (first_maximum(iter(scores)) == scores.argmax(axis=0)).all()
 
 
-def test_classes_above_a_limit_come_one_by_one() -> None:
+def test_classes_above_a_limit_come_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     scores, even = smooth(2, 3, (4, 9, 7), 3), (1.0, 1.0, 1.0)
-    parts = list(each_above(scores, 0.0, (8, 18, 20), rule(), even, even))
-    assert (np.stack(parts) == above_on_grid(scores, 0.0, (8, 18, 20), rule(), even, even)).all()
+    made: list[np.ndarray] = []
+    one_above = enlarge._one_above
+
+    def counted(*args: Any) -> np.ndarray:
+        made.append(one_above(*args))
+        return made[-1]
+
+    monkeypatch.setattr(enlarge, "_one_above", counted)
+    parts = each_above(scores, 0.0, (8, 18, 20), rule(), even, even)
+    for number, part in enumerate(parts, start=1):
+        assert part.shape == (8, 18, 20)
+        assert len(made) == number, "the next class is not made before it is asked for"
+    assert len(made) == len(scores)

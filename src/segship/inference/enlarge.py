@@ -63,17 +63,10 @@ def argmax_on_grid(scores: Float, shape: Shape3, rule: Rule, before: Spacing, af
     return out
 
 
-def above_on_grid(
-    scores: Float, limit: float, shape: Shape3, rule: Rule, before: Spacing, after: Spacing
-) -> NDArray[np.bool_]:
-    """(K, Z, Y, X) bool: where each interpolated score is above ``limit``."""
-    return np.stack(list(each_above(scores, limit, shape, rule, before, after)))
-
-
 def each_above(
     scores: Float, limit: float, shape: Shape3, rule: Rule, before: Spacing, after: Spacing
 ) -> Iterator[NDArray[np.bool_]]:
-    """`above_on_grid` class by class, each (Z, Y, X)."""
+    """(Z, Y, X) bool, class by class: where the interpolated score is above ``limit``."""
     least = np.float32(limit)
     if scores.shape[1:] == tuple(shape) or rule.order != 1:
         for one in resample_one_by_one(scores, shape, rule, before, after):
