@@ -296,29 +296,23 @@ def _score(
     progress: Progress | None,
 ) -> VariantScore:
     agreement: dict[str, float] = {}
+    is_reference = predictor.precision == "fp32"
 
-    def keep(case: Case, prediction: Any, score: CaseScore) -> None:
-        reference.keep(case.id, prediction)
-        if predictions is not None:
-            label_maps.write_prediction(predictions, case, prediction)
-        if gallery is not None:
-            gallery.add(predictor.precision, case, prediction, None)
-
-    def compare(case: Case, prediction: Any, score: CaseScore) -> None:
-        share = reference.agreement(case.id, prediction)
-        if share is not None:
+    def on_case(case: Case, prediction: Any, score: CaseScore) -> None:
+        if is_reference:
+            reference.keep(case.id, prediction)
+        elif (share := reference.agreement(case.id, prediction)) is not None:
             agreement[case.id] = share
         if predictions is not None:
             label_maps.write_prediction(predictions, case, prediction)
         if gallery is not None:
-            gallery.add(predictor.precision, case, prediction, reference.labels(case.id))
+            beside = None if is_reference else reference.labels(case.id)
+            gallery.add(predictor.precision, case, prediction, beside)
 
     def tell(done: int, total: int, text: str) -> None:
         if progress is not None and not isinstance(predictor, VolumePredictor):  # volumes tell their windows
             progress(done, total, f"{predictor.precision}: {text}")
 
-    is_reference = predictor.precision == "fp32"
-    on_case = keep if is_reference else compare
     found = evaluate_cases(predictor, data, batch=batches[0], on_case=on_case, scoring=scoring, progress=tell)
     again = {
         b: evaluate_cases(predictor, data, batch=b, scoring=scoring, progress=tell).metrics
