@@ -21,7 +21,7 @@ from segship.serve.body import Intake
 from segship.serve.fields import Field, parse_fields
 from segship.serve.guard import CLIENT_GONE, Guard, Queue
 from segship.serve.metrics import RequestMetrics
-from segship.serve.refused import Gone, Refused, from_segship
+from segship.serve.refused import Gone, Refused, from_segship, internal
 from segship.serve.service import Service
 
 _log = logging.getLogger(__name__)
@@ -183,10 +183,8 @@ def _add_errors(app: FastAPI, known: str, what: str) -> None:
         return await refused(request, Refused(503, wrong, "send a smaller one", retry_after=5))
 
     @app.exception_handler(Exception)
-    async def internal(request: Request, error: Exception) -> Response:
-        return await refused(
-            request, Refused(500, f"internal error ({type(error).__name__})", "please report it with the server's log")
-        )
+    async def unexpected(request: Request, error: Exception) -> Response:
+        return await refused(request, internal(error))
 
 
 def _body_schema(table: tuple[Field, ...], *, raw: bool) -> dict[str, Any]:

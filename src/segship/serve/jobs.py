@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Generic, TypeVar
 
-from segship.serve.refused import Gone, Refused
+from segship.serve.refused import Gone, Refused, shutting_down
 
 T = TypeVar("T")
 
@@ -48,7 +48,7 @@ class Jobs:
     def place(self) -> Place:
         """Take a place, as a context manager. Raises Refused 503 while stopping, 429 when all are taken."""
         if self.stopping:
-            raise Refused(503, "this server is shutting down", "send the request to another one", retry_after=5)
+            raise shutting_down()
         if self.taken >= self.places:
             raise Refused(
                 429, f"{self.taken} requests are at work or waiting, and that is the limit", "try again in a moment",

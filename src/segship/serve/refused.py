@@ -24,6 +24,15 @@ class Refused(Exception):
         return headers | ({"allow": self.allow} if self.allow else {})
 
 
+def shutting_down() -> Refused:
+    return Refused(503, "this server is shutting down", "send the request to another one", retry_after=5)
+
+
+def internal(error: Exception) -> Refused:
+    """Of an error nobody expected its kind alone is told; the server's log has the rest."""
+    return Refused(500, f"internal error ({type(error).__name__})", "please report it with the server's log")
+
+
 class Gone(Exception):
     """The client closed its connection; nobody waits for an answer."""
 

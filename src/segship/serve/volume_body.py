@@ -14,7 +14,7 @@ from starlette.types import Message
 
 from segship.serve.body import FORM_BYTES, MAX_FIELDS, announced, query_words
 from segship.serve.options import VolumeServeOptions
-from segship.serve.refused import Gone, Refused
+from segship.serve.refused import Gone, Refused, shutting_down
 from segship.serve.volume_orders import Sent, shown_name
 from segship.serve.volume_space import Space
 
@@ -99,7 +99,7 @@ class FileIntake:
 
     async def _receive(self) -> Message:
         if self._stopping():
-            raise Refused(503, "this server is shutting down", "send the request to another one", retry_after=5)
+            raise shutting_down()
         try:
             async with asyncio.timeout(self._deadline - time.monotonic()):
                 message = await self._request.receive()

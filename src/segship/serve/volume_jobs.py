@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any, Literal
 
 from segship.errors import SegshipError
-from segship.serve.refused import Refused, from_segship
+from segship.serve.refused import Refused, from_segship, internal, shutting_down
 
 _log = logging.getLogger(__name__)
 
@@ -172,7 +172,7 @@ class JobStore:
         """Take a place for an upload, as a context manager. Raises Refused 503 while stopping, 429 when all are taken."""
         with self._change:
             if self.stopping:
-                raise _stopping()
+                raise shutting_down()
             if self.taken >= self.places:
                 raise Refused(
                     429, f"{self.taken} jobs are at work, waiting or uploading, and that is the limit",
@@ -229,7 +229,7 @@ class JobStore:
     def _accept(self, job: Job) -> None:
         with self._change:
             if self.stopping:
-                raise _stopping()
+                raise shutting_down()
             self._uploads -= 1
             self._jobs[job.id] = job
             self._queue.append(job)
@@ -320,10 +320,6 @@ class Place:
         self._given = True
 
 
-def _stopping() -> Refused:
-    return Refused(503, "this server is shutting down", "send the request to another one", retry_after=5)
-
-
 def _told(error: Exception) -> Refused:
     """Why a job failed, in a line."""
     if isinstance(error, SegshipError):
@@ -335,4 +331,4 @@ def _told(error: Exception) -> Refused:
     if isinstance(error, OSError):
         return Refused(507, f"the server's disk cannot be written ({error.strerror})", "tell who runs this server")
     _log.error("internal error in a job: %s", type(error).__name__, exc_info=error)
-    return Refused(500, f"internal error ({type(error).__name__})", "please report it with the server's log")
+    return internal(error)
