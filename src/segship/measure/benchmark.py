@@ -12,7 +12,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +29,7 @@ from segship.manifest import Manifest
 from segship.measure import benchmark_volumes
 from segship.measure.agreement import Reference, kind_of
 from segship.measure.environment import environment, executed_by, load_average
-from segship.measure.rows import Answer, BenchmarkResult, Row, Setting
+from segship.measure.rows import Answer, BenchmarkResult, Row, Setting, Unit
 from segship.measure.timing import Call, Plan, Timing, measure
 from segship.package import Package, open_package
 
@@ -116,12 +116,9 @@ def benchmark(
                         few = _few(paths, size, [network[setting][size] for setting in predictors], at_most_s)
                         calls = _file_calls(predictors, size, few, scratch)
                     _take(whole, size, measure(calls, once, tell))
+    unit: Unit = "window" if volumes else "image"
     rows = [
-        replace(
-            _row(opened, setting, answer, network[setting], whole[setting]),
-            cases=cases[setting],
-            unit="window" if volumes else "image",
-        )
+        _row(opened, setting, answer, network[setting], whole[setting], cases[setting], unit)
         for setting, answer in answers.items()
     ]
     return BenchmarkResult(
@@ -131,7 +128,7 @@ def benchmark(
         options={"batch": sizes, **asdict(plan), "interleaved": True},
         inputs=about,
         notes=tuple(dict.fromkeys(notes)),
-        unit="window" if volumes else "image",
+        unit=unit,
     )
 
 
@@ -311,7 +308,13 @@ def _link(path: Path, link: Path) -> None:
 
 
 def _row(
-    package: Package, setting: Setting, answer: Answer, network: dict[int, Timing], files: dict[int, Timing]
+    package: Package,
+    setting: Setting,
+    answer: Answer,
+    network: dict[int, Timing],
+    files: dict[int, Timing],
+    cases: dict[int, Timing],
+    unit: Unit,
 ) -> Row:
     name, variant = package.manifest.metric.name, package.manifest.variant(setting.precision)
     maps = kind_of(package.manifest) == "maps"
@@ -330,6 +333,8 @@ def _row(
         map_difference=1 - answer.likeness if maps else None,
         network=network,
         files=files,
+        cases=cases,
+        unit=unit,
     )
 
 
