@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -23,12 +23,28 @@ from segship.cli.options import (
 )
 from segship.errors import UsageError
 
+if TYPE_CHECKING:
+    from segship.inference.volume_network import TileOptions
+
 _METRICS = click.option("--metrics", type=NameList(), default=None, help="mmseg: mIoU, mDice, mFscore [mIoU].")
 _UNKNOWN = click.option(
     "--unknown",
     type=click.Choice(["error", "upstream", "ignore"]),
     help="mmseg: label ids that are no class: an error [default], counted as MMSegmentation does, or ignored.",
 )
+_STEP_SIZE = click.option(
+    "--step-size", "-step_size", type=click.FloatRange(0, 1, min_open=True), help="Volumes: the windows' step."
+)
+_DISABLE_TTA = click.option("--disable-tta", "--no-tta", "--disable_tta", is_flag=True, help="Volumes: no mirroring.")
+
+
+def _tiles(step_size: float | None, disable_tta: bool) -> TileOptions | None:
+    """How windows of volumes are run; None where nothing was asked: as the package says."""
+    if step_size is None and not disable_tta:
+        return None
+    from segship.inference.volume_network import TileOptions
+
+    return TileOptions(step_size=step_size, mirror=not disable_tta)
 
 
 @click.command()
@@ -53,10 +69,8 @@ _UNKNOWN = click.option(
     default=None,
     help="Pictures a call [8; label maps 1], of volumes windows a call; several (1,4,8) are each scored.",
 )
-@click.option(
-    "--step-size", "-step_size", type=click.FloatRange(0, 1, min_open=True), help="Volumes: the windows' step."
-)
-@click.option("--disable-tta", "--no-tta", "--disable_tta", is_flag=True, help="Volumes: no mirroring.")
+@_STEP_SIZE
+@_DISABLE_TTA
 @click.option("--surface", is_flag=True, help="Volumes: also surface Dice (NSD) and HD95.")
 @click.option("--previous-stage", type=click.Path(), help="Cascades: the first stage's package [beside this one].")
 @click.option(
@@ -113,10 +127,7 @@ def evaluate(
     from segship.measure.evaluate import evaluate as run_evaluation
 
     rest["streams"] = rest["streams"] or 1
-    if step_size is not None or disable_tta:
-        from segship.inference.volume_network import TileOptions
-
-        rest["tiles"] = TileOptions(step_size=step_size, mirror=not disable_tta)
+    rest["tiles"] = _tiles(step_size, disable_tta)
     rest["surface_mm"] = tolerance if surface else None
     if rest["tta_ratios"] and not rest["tta"]:
         raise UsageError("--tta-ratios are the sizes of --tta; add that")
@@ -232,10 +243,8 @@ def score(
     "--repeat", type=click.IntRange(1), default=3, show_default=True, help="Turns each, interleaved: A B C A B C …"
 )
 @click.option("--files/--network-only", default=True, show_default=True, help="Also time files -> masks.")
-@click.option(
-    "--step-size", "-step_size", type=click.FloatRange(0, 1, min_open=True), help="Volumes: the windows' step."
-)
-@click.option("--disable-tta", "--no-tta", "--disable_tta", is_flag=True, help="Volumes: no mirroring.")
+@_STEP_SIZE
+@_DISABLE_TTA
 @click.option("--cache-dir", type=click.Path(file_okay=False), default=None)
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the result as JSON to this file.")
 @with_output
@@ -257,11 +266,7 @@ def benchmark(
     """
     from segship.measure.benchmark import benchmark as run_benchmark
 
-    if step_size is not None or disable_tta:
-        from segship.inference.volume_network import TileOptions
-
-        rest["tiles"] = TileOptions(step_size=step_size, mirror=not disable_tta)
-
+    rest["tiles"] = _tiles(step_size, disable_tta)
     with progress_bar(quiet, unit="turn") as progress:
         result = run_benchmark(package, list(inputs) or None, threads=threads or (None,), progress=progress, **rest)
     if output is not None:
