@@ -35,6 +35,7 @@ PAGE_FILES = {
 }
 KNOWN = "GET /, /v1/model, /healthz, /metrics, /openapi.json; POST /v1/predict, /api/remove"
 NO_URLS = "this server fetches nothing from the web"
+_PICTURE = "the encoded picture"
 
 
 def build_app(service: Service) -> ASGIApp:
@@ -115,7 +116,7 @@ def _add_predictions(app: FastAPI, service: Service) -> None:
     @app.post(
         "/v1/predict",
         summary="A picture in; mask, label file, overlay, cutout, composite, map, numbers or probabilities out",
-        openapi_extra=_body_schema(answers.PREDICT_FIELDS, raw=True),
+        openapi_extra=body_schema(answers.PREDICT_FIELDS, _PICTURE, bare="image/*"),
     )
     async def predict(request: Request) -> Response:
         return await _answer(service, request, answers.PREDICT_FIELDS, answers.wanted_by_predict, raw=True)
@@ -123,7 +124,7 @@ def _add_predictions(app: FastAPI, service: Service) -> None:
     @app.post(
         "/api/remove",
         summary="A picture in, its background removed: with rembg's field names",
-        openapi_extra=_body_schema(answers.REMOVE_FIELDS, raw=False),
+        openapi_extra=body_schema(answers.REMOVE_FIELDS, _PICTURE, bare=None),
     )
     async def remove(request: Request) -> Response:
         if not service.saliency:
@@ -187,13 +188,15 @@ def _add_errors(app: FastAPI, known: str, what: str) -> None:
         return await refused(request, internal(error))
 
 
-def _body_schema(table: tuple[Field, ...], *, raw: bool) -> dict[str, Any]:
-    """OpenAPI's words for what `body.Intake` reads."""
-    picture = {"type": "string", "format": "binary", "description": "the encoded picture"}
+def body_schema(table: tuple[Field, ...], about: str, *, several: bool = False, bare: str | None) -> dict[str, Any]:
+    """OpenAPI's words for a body: a form with ``table``'s fields and a file (``about`` it), or ``several``; or the file
+    alone as ``bare``, a media type."""
+    file = {"type": "string", "format": "binary", "description": about}
+    part = {"type": "array", "items": file} if several else file
     fields = {field.name: field.schema() for field in table}
-    form = {"type": "object", "required": ["file"], "properties": {"file": picture, **fields}}
+    form = {"type": "object", "required": ["file"], "properties": {"file": part, **fields}}
     content: dict[str, Any] = {"multipart/form-data": {"schema": form}}
-    if raw:
-        content["image/*"] = {"schema": picture}
+    if bare is not None:
+        content[bare] = {"schema": file}
     query = [{"name": f.name, "in": "query", "required": False, "schema": f.schema()} for f in table]
     return {"requestBody": {"required": True, "content": content}, "parameters": query}

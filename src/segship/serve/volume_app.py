@@ -16,7 +16,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import ASGIApp
 
 from segship.serve.answers import NPZ, PNG
-from segship.serve.app import PAGE_FILES, guarded, new_app
+from segship.serve.app import PAGE_FILES, body_schema, guarded, new_app
 from segship.serve.fields import Field, parse_fields
 from segship.serve.refused import Refused
 from segship.serve.volume_body import FileIntake
@@ -62,7 +62,9 @@ def _add_submission(app: FastAPI, service: VolumeService) -> None:
         "/v1/jobs",
         status_code=202,
         summary="A case in (one file a channel); a job out, to be asked after",
-        openapi_extra=_body_schema(),
+        openapi_extra=body_schema(
+            JOB_FIELDS, "a NIfTI file; one part for each channel", several=True, bare="application/octet-stream"
+        ),
     )
     async def submit(request: Request) -> Response:
         with service.jobs.place() as place:
@@ -108,19 +110,6 @@ async def _received(service: VolumeService, request: Request) -> Job:
 def _drop(service: VolumeService, folder: Path, held: int) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     service.space.remove(held)
-
-
-def _body_schema() -> dict[str, Any]:
-    file = {"type": "string", "format": "binary", "description": "a NIfTI file; one part for each channel"}
-    fields = {field.name: field.schema() for field in JOB_FIELDS}
-    form = {
-        "type": "object",
-        "required": ["file"],
-        "properties": {"file": {"type": "array", "items": file}, **fields},
-    }
-    content = {"multipart/form-data": {"schema": form}, "application/octet-stream": {"schema": file}}
-    query = [{"name": f.name, "in": "query", "required": False, "schema": f.schema()} for f in JOB_FIELDS]
-    return {"requestBody": {"required": True, "content": content}, "parameters": query}
 
 
 # ---------------------------------------------------------------------------------------------------- asking
