@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from segship.datasets import Case, Dataset, FolderOptions, is_mmseg_like, open_dataset
-from segship.datasets.cityscapes import is_val
 from segship.errors import UsageError
 from segship.inference.prediction import Prediction
 from segship.inference.writers import write_bytes, write_label_png
@@ -71,9 +70,10 @@ def write_prediction(folder: Path, case: Case, found: Any) -> None:
 
 def reference(result: EvaluateResult) -> list[dict[str, str]]:
     """Published numbers beside the measured ones; empty where the data are not Cityscapes val."""
-    if result.package.manifest.metric.scorer != "mmseg" or not is_val(result.dataset):
+    recipe = result.package.manifest
+    if not mmseg_table.applies(recipe, result.dataset):
         return []
-    return mmseg_table.columns_of(mmseg_table.rows(result.package.manifest, _measured(result)))
+    return mmseg_table.columns_of(mmseg_table.rows(recipe, _measured(result)))
 
 
 def reference_text(result: EvaluateResult) -> str | None:

@@ -97,9 +97,14 @@ def rows(recipe: Recipe, measured: Mapping[str, Mapping[str, float]]) -> list[li
     return [*found, *here]
 
 
+def applies(recipe: Recipe, dataset: Dataset) -> bool:
+    """Whether measured numbers may stand beside these: a network that mmseg scores, on Cityscapes val."""
+    return recipe.metric.scorer == "mmseg" and is_val(dataset)
+
+
 def beside(recipe: Recipe, dataset: Dataset, measured: Mapping[str, Mapping[str, float]]) -> str | None:
-    """The table of references and measured numbers as text; None where the data are not Cityscapes val."""
-    if recipe.metric.scorer != "mmseg" or not is_val(dataset):
+    """The table of references and measured numbers as text; None where it does not apply."""
+    if not applies(recipe, dataset):
         return None
     table = columns(["network", "precision", "", *NAMES], rows(recipe, measured))
     return "\n".join(
