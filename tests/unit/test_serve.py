@@ -410,7 +410,8 @@ def test_health_and_metrics(classes):
 
 def test_the_page_stands_on_its_own(classes):
     async def look(client):
-        for path, kind in [("/", "text/html"), ("/page.css", "text/css"), ("/page.js", "text/javascript")]:
+        scripts = [(f"/{name}.js", "text/javascript") for name in ("page", "common", "picture")]
+        for path, kind in [("/", "text/html"), ("/page.css", "text/css"), *scripts]:
             answer = await client.get(path)
             assert answer.status_code == 200
             assert answer.headers["content-type"].startswith(kind)

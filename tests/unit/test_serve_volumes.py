@@ -376,7 +376,7 @@ def test_the_routes_are_described(server):
 def test_the_page_is_whole(server):
     page = server.ask("GET", "/").text
     assert 'src="volume.js"' in page
-    for name in ("page.css", "volume.css", "volume.js", "planes.js"):
+    for name in ("page.css", "volume.css", "volume.js", "common.js", "planes.js"):
         answer = server.ask("GET", f"/{name}")
         assert answer.status_code == 200
         assert "http://" not in answer.text.replace("http://www.w3.org", "")

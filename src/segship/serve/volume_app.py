@@ -28,6 +28,7 @@ from segship.serve.volume_service import Found, VolumeService
 PAGE = {
     "/": ("volume.html", "text/html; charset=utf-8"),
     "/page.css": PAGE_FILES["/page.css"],
+    "/common.js": PAGE_FILES["/common.js"],
     "/volume.css": ("volume.css", "text/css; charset=utf-8"),
     "/volume.js": ("volume.js", "text/javascript; charset=utf-8"),
     "/planes.js": ("planes.js", "text/javascript; charset=utf-8"),

@@ -1,8 +1,7 @@
 // The page: choose a picture, ask the server, show the answer. Drawing is in picture.js.
+import { $, MIB, UNREACHABLE, alertError, alertText, present, refusal, say, tag, takeDropped } from "./common.js";
 import { coverage, draw, maskOf, readMap, readPicture } from "./picture.js";
 
-const $ = (id) => document.getElementById(id);
-const MIB = 1 << 20;
 const state = { model: null, blob: null, picture: null, map: null, request: null };
 
 // ------------------------------------------------------------------------------------------------ the server
@@ -14,11 +13,8 @@ async function ask(output, more = {}, signal = undefined) {
   for (const [name, value] of Object.entries(more)) if (value !== null && value !== "") form.append(name, value);
   const answer = await fetch("v1/predict", { method: "POST", body: form, signal });
   if (answer.ok) return answer;
-  const about = await answer.json().catch(() => ({ error: `the server answered ${answer.status}`, hint: "" }));
-  throw new Error(about.hint ? `${about.error}. ${capital(about.hint)}.` : about.error);
+  throw await refusal(answer);
 }
-
-const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1);
 
 async function show(blob) {
   state.request?.abort();
@@ -147,22 +143,13 @@ function fitCanvas() {
   canvas.classList.toggle("pixels", scale >= 3);
 }
 
-function say(text) {
-  $("status").textContent = text;
-}
-
-function alertText(text) {
-  $("alert").textContent = text;
-  $("alert").hidden = !text;
-}
-
 function fail(error) {
   if (!state.map) {
     $("drop").hidden = false;
     $("shown").hidden = $("controls").hidden = $("legend").hidden = true;
   }
   say("");
-  alertText(error instanceof TypeError ? "The server cannot be reached. Is it still running?" : error.message);
+  alertError(error);
 }
 
 function busy(on) {
@@ -170,39 +157,7 @@ function busy(on) {
   for (const button of document.querySelectorAll("#downloads button")) button.disabled = on;
 }
 
-// ------------------------------------------------------------------------------------------------ facts
-
-function facts(model) {
-  const serving = model.serving;
-  const rows = [
-    ["Network", `${model.architecture}, ${model.parameters.toLocaleString("en")} parameters`],
-    ["Precision", serving.precision],
-    ["Engine", `${serving.engine} ${serving.engine_version} on ${serving.device}`],
-    ["Executed", executed(serving.executed)],
-    ["Input", model.network_size ? model.network_size.join(" × ") : "any size"],
-    ["Labels", classes().map((label) => label.name).join(", ")],
-    ...model.accuracy.filter((row) => row.precision === serving.precision).map(accuracy),
-    ["Processor", serving.processor.replace(/ \(.*/, "")],
-    ["Package", `sha256 ${model.sha256.slice(0, 16)}…`],
-  ];
-  $("list").replaceChildren(...rows.flatMap(([name, value]) => [tag("dt", name), tag("dd", value)]));
-}
-
-function executed(record) {
-  if (!record) return "not measured";
-  const shares = Object.entries(record.convolution_share).sort((a, b) => b[1] - a[1]);
-  return `convolutions ${shares.map(([kind, share]) => `${Math.round(100 * share)} % ${kind}`).join(", ")} (${record.evidence})`;
-}
-
-function accuracy(row) {
-  return ["Accuracy", `${row.metric} ${row.value.toFixed(4)} on ${row.dataset} (${row.cases} cases)`];
-}
-
-function tag(name, text) {
-  const element = document.createElement(name);
-  element.textContent = text;
-  return element;
-}
+// ------------------------------------------------------------------------------------------------ the network
 
 /** Whether the page has a use for an output: label files are for packages of one class a pixel, ids where they differ. */
 function offered(output) {
@@ -214,9 +169,7 @@ function offered(output) {
 
 function setUp(model) {
   state.model = model;
-  document.title = `${model.name} · segship`;
-  $("name").textContent = model.name;
-  $("about").textContent = model.description || `${model.architecture}, ${model.serving.precision} on ${model.serving.engine}`;
+  present(model, [["Input", model.network_size ? model.network_size.join(" × ") : "any size"]], classes(), "not measured");
   $("limits").textContent = `up to ${Math.round(model.limits.max_bytes / MIB)} MiB and ${Math.round(model.limits.max_pixels / 1e6)} megapixels`;
   $("class").replaceChildren(...classes().map((label) => new Option(label.name, label.id)));
   $("classRow").hidden = byLabels() || classes().length < 2;
@@ -231,7 +184,6 @@ function setUp(model) {
   $("softRow").hidden = rule() !== "saliency";
   $("soft").checked = rule() === "saliency";
   $("threshold").value = 100 * (given ?? 0.5);
-  facts(model);
 }
 
 // ------------------------------------------------------------------------------------------------ hands
@@ -252,16 +204,7 @@ function connect() {
       input.value = "";
     });
   document.addEventListener("paste", (event) => take(event.clipboardData?.files));
-  let inside = 0;
-  document.addEventListener("dragenter", () => document.body.classList.toggle("over", ++inside > 0));
-  document.addEventListener("dragleave", () => document.body.classList.toggle("over", --inside > 0));
-  document.addEventListener("dragover", (event) => event.preventDefault());
-  document.addEventListener("drop", (event) => {
-    event.preventDefault();
-    inside = 0;
-    document.body.classList.remove("over");
-    take(event.dataTransfer?.files);
-  });
+  takeDropped(take);
   $("controls").addEventListener("submit", (event) => event.preventDefault());
   $("controls").addEventListener("input", (event) => (event.target.id === "class" ? show(state.blob) : redraw()));
   for (const button of document.querySelectorAll("#downloads button"))
@@ -274,5 +217,5 @@ try {
   setUp(await answer.json());
   connect();
 } catch {
-  alertText("The server cannot be reached. Is it still running?");
+  alertText(UNREACHABLE);
 }

@@ -1,8 +1,7 @@
 // The page for volumes: choose the files of a case, submit them, watch the job, show its planes. Drawing is in planes.js.
+import { $, MIB, UNREACHABLE, alertError as fail, alertText, present, refusal, say, sentence, takeDropped } from "./common.js";
 import { Planes } from "./planes.js";
 
-const $ = (id) => document.getElementById(id);
-const MIB = 1 << 20;
 const POLL = 400; // milliseconds between two looks at a job
 const state = { model: null, files: [], job: null, planes: null, upload: null, hidden: new Set() };
 
@@ -10,12 +9,9 @@ const state = { model: null, files: [], job: null, planes: null, upload: null, h
 
 async function told(answer) {
   if (answer.ok) return answer.json();
-  const about = await answer.json().catch(() => ({ error: `the server answered ${answer.status}`, hint: "" }));
-  throw Object.assign(new Error(sentence(about)), { status: answer.status });
+  throw await refusal(answer);
 }
 
-const sentence = (about) => (about.hint ? `${about.error}. ${capital(about.hint)}.` : about.error);
-const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1);
 const pause = (milliseconds) => new Promise((done) => setTimeout(done, milliseconds));
 
 /** fetch() tells nothing of an upload's progress; XMLHttpRequest does. */
@@ -184,18 +180,6 @@ function opacityText() {
   $("opacityText").value = `${$("opacity").value} %`;
 }
 
-function say(text) {
-  $("status").textContent = text;
-}
-
-function alertText(text) {
-  $("alert").textContent = text;
-  $("alert").hidden = !text;
-}
-
-function fail(error) {
-  alertText(error instanceof TypeError ? "The server cannot be reached. Is it still running?" : error.message);
-}
 
 // ------------------------------------------------------------------------------------------------ files
 
@@ -265,44 +249,14 @@ function startOver() {
   view("drop");
 }
 
-// ------------------------------------------------------------------------------------------------ facts
-
-function tag(name, text) {
-  const element = document.createElement(name);
-  element.textContent = text;
-  return element;
-}
-
-function executed(record) {
-  if (!record) return "not measured here";
-  const shares = Object.entries(record.convolution_share).sort((a, b) => b[1] - a[1]);
-  return `convolutions ${shares.map(([kind, share]) => `${Math.round(100 * share)} % ${kind}`).join(", ")} (${record.evidence})`;
-}
-
-function facts(model) {
-  const { serving, tiling } = model;
-  const rows = [
-    ["Network", `${model.architecture}, ${model.parameters.toLocaleString("en")} parameters`],
-    ["Precision", serving.precision],
-    ["Engine", `${serving.engine} ${serving.engine_version} on ${serving.device}`],
-    ["Executed", executed(serving.executed)],
-    ["Channels", channels().map((channel) => channel.name).join(", ")],
-    ["Window", tiling.window.join(" × ")],
-    ["Labels", model.labels.filter((label) => label.id !== 0).map((label) => label.name).join(", ")],
-    ...model.accuracy.filter((row) => row.precision === serving.precision)
-      .map((row) => ["Accuracy", `${row.metric} ${row.value.toFixed(4)} on ${row.dataset} (${row.cases} cases)`]),
-    ["Processor", serving.processor.replace(/ \(.*/, "")],
-    ["Package", `sha256 ${model.sha256.slice(0, 16)}…`],
-  ];
-  $("list").replaceChildren(...rows.flatMap(([name, value]) => [tag("dt", name), tag("dd", value)]));
-}
+// ------------------------------------------------------------------------------------------------ the network
 
 function setUp(model) {
   state.model = model;
   const { limits } = model;
-  document.title = `${model.name} · segship`;
-  $("name").textContent = model.name;
-  $("about").textContent = model.description || `${model.architecture}, ${model.serving.precision} on ${model.serving.engine}`;
+  const names = channels().map((channel) => channel.name).join(", ");
+  const labels = model.labels.filter((label) => label.id !== 0);
+  present(model, [["Channels", names], ["Window", model.tiling.window.join(" × ")]], labels, "not measured here");
   const kind = model.input.file_ending === ".nii.gz" ? "NIfTI" : model.input.file_ending;
   $("wanted").textContent = wanted() > 1 ? `Drop ${wanted()} ${kind} files here, one a channel` : `Drop a ${kind} file here`;
   const memory = limits.memory_bytes ? `, cases that need up to ${gib(limits.memory_bytes)} of memory` : "";
@@ -312,7 +266,6 @@ function setUp(model) {
   $("channel").replaceChildren(...channels().map((channel, i) => new Option(channel.name, i)));
   $("channelRow").hidden = channels().length < 2;
   slots();
-  facts(model);
 }
 
 // ------------------------------------------------------------------------------------------------ hands
@@ -331,16 +284,9 @@ function connect() {
     take($("file").files, chosenSlot);
     $("file").value = "";
   });
-  let inside = 0;
-  document.addEventListener("dragenter", () => document.body.classList.toggle("over", ++inside > 0));
-  document.addEventListener("dragleave", () => document.body.classList.toggle("over", --inside > 0));
-  document.addEventListener("dragover", (event) => event.preventDefault());
-  document.addEventListener("drop", (event) => {
-    event.preventDefault();
-    inside = 0;
-    document.body.classList.remove("over");
+  takeDropped((files) => {
     if (state.job?.status === "done") startOver();
-    if (!state.upload) take(event.dataTransfer?.files);
+    if (!state.upload) take(files);
   });
   $("controls").addEventListener("submit", (event) => event.preventDefault());
   for (const id of ["opacity", "channel"])
@@ -369,7 +315,7 @@ try {
   setUp(await (await fetch("v1/model")).json());
   reached = true;
 } catch {
-  alertText("The server cannot be reached. Is it still running?");
+  alertText(UNREACHABLE);
 }
 if (reached) {
   connect();
