@@ -11,21 +11,18 @@ does (its published numbers are taken on the resampled, cropped grid), and toget
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from segship.datasets import Dataset
-from segship.datasets.cases import Case
 from segship.datasets.dsb2018_splits import some
 from segship.datasets.kits19 import load_labels, prepared_files, raw_files, take_part
 from segship.datasets.label_files import LabelVolume, ending_of, read_label_file, stem_of
 from segship.errors import DatasetError
 from segship.metrics import kits19
 from segship.metrics.files import FileScores, Progress, pair
-from segship.metrics.files_nnunet import AFFINE_TOLERANCE
+from segship.metrics.label_folders import labels_only, same_place
 from segship.metrics.scores import CaseScore
 
 LISTED = (*kits19.TABLE, kits19.KIDNEY_AND_TUMOUR)
@@ -47,7 +44,7 @@ def score_files(
     """
     references = _files(Path(gt), "ground truth")
     files = _files(Path(pred), "predictions")
-    dataset = _dataset(Path(gt), references)
+    dataset = labels_only(Path(gt), references, lambda path, _: _read(path))
     truth = pair(
         dataset if split is None else take_part(dataset, split, "validation"), files, Path(pred), allow_missing
     )
@@ -56,7 +53,7 @@ def score_files(
     for done, case in enumerate(truth.cases):
         wanted, found = _read(references[case.id]), _read(files[case.id])
         scores.append(score_pair(case.id, wanted.labels, found.labels, str(files[case.id])))
-        if not _same_place(wanted, found):
+        if not same_place(wanted, found):
             elsewhere.append(case.id)
         if progress is not None:
             progress(done + 1, len(truth.cases), case.id)
@@ -138,30 +135,6 @@ def _read(path: Path) -> LabelVolume:
     if array.ndim != 3 or array.dtype.kind not in "ui" or int(array.min(initial=0)) < 0:
         raise DatasetError(f"{path} holds {array.dtype} of shape {array.shape}; labels are whole numbers (D, H, W)")
     return LabelVolume(labels=array.astype(np.uint32), spacing=(1.0, 1.0, 1.0))
-
-
-def _dataset(root: Path, references: Mapping[str, Path]) -> Dataset:
-    def case(name: str, path: Path) -> Case:
-        def absent(*_: int) -> NDArray[np.uint8]:
-            raise DatasetError(f"{name} has labels only; give the folder that holds its image too")
-
-        return Case(
-            id=name,
-            source=lambda: path,
-            full_target=lambda: _read(path).labels != 0,
-            network_target=absent,
-            label_volume=lambda _: _read(path),
-            label_file=path,
-        )
-
-    cases = tuple(case(name, path) for name, path in sorted(references.items()))
-    return Dataset(name=root.resolve().name, layout="labels", cases=cases)
-
-
-def _same_place(first: LabelVolume, second: LabelVolume) -> bool:
-    if first.affine is None or second.affine is None:
-        return True
-    return bool(np.allclose(first.affine, second.affine, atol=AFFINE_TOLERANCE, rtol=1e-4))
 
 
 def _about_places(elsewhere: list[str]) -> tuple[str, ...]:

@@ -13,11 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
-from segship.datasets import Dataset
-from segship.datasets.cases import Case
 from segship.datasets.dsb2018_splits import some
 from segship.datasets.label_files import LabelVolume, ending_of, read_label_file, stem_of
 from segship.datasets.nnunet_json import DatasetJson, find_dataset_json, read_dataset_json
@@ -26,10 +21,10 @@ from segship.inference.writers import write_bytes
 from segship.metrics import nnunet, surfaces
 from segship.metrics.confusion import Key
 from segship.metrics.files import FileScores, Progress, pair
+from segship.metrics.label_folders import labels_only, same_place
 from segship.metrics.scores import CaseScore
 
 LABEL_FOLDERS = ("labelsTr", "labelsTs", "labels")
-AFFINE_TOLERANCE = 1e-3  # millimetres, and of unit vectors: what headers lose to float32
 Version = Literal["v1", "v2"]
 
 
@@ -71,7 +66,8 @@ def score_files(
         surfaces.check_library()
     rules = _rules(labels, dataset, plans, ignore, truth_folder, root)
     references, files = _by_stem(truth_folder, "ground truth"), _by_stem(root, "predictions")
-    truth = pair(_dataset(truth_folder, references), files, root, allow_missing)
+    known = labels_only(truth_folder, references, lambda path, reorient: read_label_file(path, reorient=reorient))
+    truth = pair(known, files, root, allow_missing)
     scores: list[CaseScore] = []
     elsewhere: list[str] = []
     pictures = False
@@ -87,7 +83,7 @@ def score_files(
             score = _with_surfaces(score, wanted, found, rules, tolerance)
             pictures |= wanted.is_picture
         scores.append(score)
-        if not _same_place(wanted, found):
+        if not same_place(wanted, found):
             elsewhere.append(case.id)
         if progress is not None:
             progress(done + 1, len(truth.cases), case.id)
@@ -207,30 +203,6 @@ def _by_stem(folder: Path, what: str) -> dict[str, Path]:
     if not found:
         raise DatasetError(f"there are no label files ({what}) in {folder}; expected <case>.nii.gz or <case>.png …")
     return found
-
-
-def _dataset(folder: Path, references: Mapping[str, Path]) -> Dataset:
-    def case(stem: str, path: Path) -> Case:
-        def absent(*_: int) -> NDArray[np.uint8]:
-            raise DatasetError(f"{stem} has labels only; give the folder that holds its image too")
-
-        return Case(
-            id=stem,
-            source=lambda: path,
-            full_target=lambda: read_label_file(path).labels != 0,
-            network_target=absent,
-            label_volume=lambda reorient: read_label_file(path, reorient=reorient),
-            label_file=path,
-        )
-
-    cases = tuple(case(stem, path) for stem, path in sorted(references.items()))
-    return Dataset(name=folder.resolve().name, layout="labels", cases=cases)
-
-
-def _same_place(first: LabelVolume, second: LabelVolume) -> bool:
-    if first.affine is None or second.affine is None:
-        return True
-    return bool(np.allclose(first.affine, second.affine, atol=AFFINE_TOLERANCE, rtol=1e-4))
 
 
 def _about_places(elsewhere: Sequence[str], cases: int) -> tuple[str, ...]:
