@@ -149,7 +149,7 @@ async def _answer(service: Service, request: Request, table: tuple[Field, ...], 
             work = functools.partial(answers.answer, service, upload.files["file"], asked)
             done = await place.run(work, functools.partial(_gone, request))
         finally:
-            intake.release()
+            service.held.remove(intake.bytes)
     service.metrics.worked(done)
     return answers.respond(service, done)
 

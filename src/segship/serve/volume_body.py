@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 from starlette.datastructures import UploadFile
-from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.formparsers import MultiPartException
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Message
 
-from segship.serve.body import FORM_BYTES, MAX_FIELDS, announced, query_words
+from segship.serve.arriving import FORM_BYTES, MAX_FIELDS, Arriving, LimitedForm, query_words
 from segship.serve.options import VolumeServeOptions
 from segship.serve.refused import Gone, Refused, shutting_down
 from segship.serve.volume_orders import Sent, shown_name
@@ -21,19 +20,13 @@ from segship.serve.volume_space import Space
 _RAW_KINDS = ("", "application/octet-stream", "application/gzip", "application/x-gzip")
 
 
-class _Form(MultiPartParser):
-    """Starlette's parser with files of ours: on disk from the first byte, in a folder that only this user can read."""
+class _Form(LimitedForm):
+    """Files on disk from the first byte, in a folder that only this user can read."""
 
     folder = Path()
     most = 1
     hint = ""
-    max_file_bytes = 0
-    _file_bytes = 0
     paths: list[Path]
-
-    def on_part_begin(self) -> None:
-        super().on_part_begin()
-        self._file_bytes = 0
 
     def on_headers_finished(self) -> None:
         super().on_headers_finished()
@@ -48,35 +41,25 @@ class _Form(MultiPartParser):
         upload.file = self.paths[-1].open("w+b")
         self._files_to_close_on_error.append(upload.file)  # type: ignore[arg-type]
 
-    def on_part_data(self, data: bytes, start: int, end: int) -> None:
-        if self._current_part.file is not None:
-            self._file_bytes += end - start
-            if self._file_bytes > self.max_file_bytes:
-                raise _too_large(self.max_file_bytes)
-        super().on_part_data(data, start, end)
 
+class FileIntake(Arriving):
+    """Reads one request's body into a folder."""
 
-class FileIntake:
-    """Reads one request's body into a folder. ``bytes`` are counted in its space until the caller takes them off."""
+    whole, sooner = "files", "pack them (.nii.gz)"
 
     def __init__(
         self, request: Request, options: VolumeServeOptions, space: Space, folder: Path, *, files: int, hint: str,
         stopping: Callable[[], bool],
     ) -> None:  # fmt: skip
-        self.bytes = 0
-        self._request = request
-        self._options = options
-        self._space = space
+        super().__init__(request, options, space)
         self._folder = folder
         self._files = files
         self._hint = hint
         self._stopping = stopping
-        self._allowed = options.max_bytes
-        self._deadline = time.monotonic() + options.upload_timeout
 
     async def read(self) -> tuple[list[Sent], dict[str, str]]:
         """The files and the form's and address' words. Raises Refused and Gone."""
-        kind = self._request.headers.get("content-type", "").split(";")[0].strip().lower()
+        kind = self._kind
         form = kind == "multipart/form-data"
         if form:
             self._allowed = self._files * self._options.max_bytes + FORM_BYTES
@@ -84,9 +67,7 @@ class FileIntake:
             raise Refused(415, f"a body of type '{kind[:40]}' is not read here", self._hint)
         elif self._files > 1:
             raise Refused(415, f"a case of this package has {self._files} files, which need a form", self._hint)
-        if announced(self._request) > self._allowed:
-            raise _too_large(self._options.max_bytes)
-        request = Request(self._request.scope, self._receive)
+        request = self._open()
         try:
             return await self._form(request) if form else await self._raw(request)
         except ClientDisconnect:
@@ -100,20 +81,7 @@ class FileIntake:
     async def _receive(self) -> Message:
         if self._stopping():
             raise shutting_down()
-        try:
-            async with asyncio.timeout(self._deadline - time.monotonic()):
-                message = await self._request.receive()
-        except TimeoutError:
-            raise Refused(
-                408, f"the files did not arrive within {self._options.upload_timeout:g} seconds",
-                "pack them (.nii.gz), or start the server with a larger --upload-timeout",
-            ) from None  # fmt: skip
-        count = len(message.get("body", b""))
-        if self.bytes + count > self._allowed:
-            raise _too_large(self._options.max_bytes)
-        self._space.add(count)
-        self.bytes += count
-        return message
+        return await super()._receive()
 
     async def _raw(self, request: Request) -> tuple[list[Sent], dict[str, str]]:
         words = query_words(self._request)
@@ -150,11 +118,6 @@ class FileIntake:
         if not sent:
             raise Refused(400, "the form has no part 'file'", self._hint)
         return sent, words
-
-
-def _too_large(limit: int) -> Refused:
-    hint = "send a smaller one, or start the server with a larger --max-bytes"
-    return Refused(413, f"the file is larger than {limit:,} bytes", hint)
 
 
 def _not_empty(sent: Sent) -> Sent:
