@@ -23,6 +23,7 @@ from segship.families.mmseg_native import complete
 from segship.families.mmseg_syntax import read_assignments
 from segship.inference.predictor import Failure, Predictor
 from segship.inference.verify import verify_package
+from segship.measure.environment import executed_by
 from segship.measure.evaluate import evaluate
 from segship.package import Package, open_package
 
@@ -105,6 +106,16 @@ def test_the_package_says_all_that_the_runtime_needs(make: Make) -> None:
     assert manifest.augmentation is not None
     assert package.provenance()["source"]["found_in"]["settings"] == "the checkpoint's cfg text"
     assert all(row.passed for row in verify_package(package.path, engine="onnxruntime"))
+
+
+def test_a_package_of_large_pictures_is_proved_small_and_says_what_ran(make: Make) -> None:
+    """Its graph is opened for the one size that its pictures have; the proof and a profiled run have others."""
+    package = make("unet", scale="(2048, 1024)")
+    assert package.manifest.network.check_size == (256, 512)
+    assert all(row.passed for row in verify_package(package.path, engine="onnxruntime"))
+    with Predictor.open(package, engine="onnxruntime") as predictor:
+        assert executed_by(predictor, picture(30, 90)).convolution_share
+        assert predictor(picture(30, 90)).labels.shape == (30, 90)
 
 
 @pytest.mark.parametrize("engine", ["onnxruntime", "openvino", "pytorch"])

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import yaml
 
-from segship.errors import SourceError
+from segship.errors import SourceError, SourceMissing
 from segship.families.mmseg_syntax import Unreadable, read_assignments
 
 BASE, DELETE = "_base_", "_delete_"
@@ -150,7 +150,8 @@ def _text(path: Path, above: tuple[Path, ...]) -> str:
     wanted = f", which {above[-1].name} inherits," if above else ""
     if not path.is_file():
         hint = f"keep {above[-1].name} in its folder of configurations" if above else "check --config"
-        raise SourceError(f"the configuration {path}{wanted} is not there; {hint}, or give the flattened one")
+        kind = SourceError if above else SourceMissing
+        raise kind(f"the configuration {path}{wanted} is not there; {hint}, or give the flattened one")
     try:
         if path.stat().st_size > MAX_BYTES:
             raise SourceError(f"{path} is larger than any configuration; check --config")

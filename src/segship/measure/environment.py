@@ -78,6 +78,7 @@ def executed_by(predictor: Predictor, source: Any) -> Executed:
             return known
     x = example_input(predictor, source)
     compiled = predictor.members.fixed_batch(predictor.batch)
+    session = predictor.members.sessions(predictor.batch, x.shape[2:])[0]  # which takes this very size
     return session.executed(x if compiled is None else x.repeat(compiled, axis=0))
 
 
