@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from command_line import Call, Outcome
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # One process a core: threads of several processes on one core wait for each other. Set before torch is imported.
@@ -25,3 +27,27 @@ def shared() -> Path:
             pytest.fail(f"SEGSHIP_REQUIRE_SHARED=1, but {SHARED} is not there")
         pytest.skip("reference cases are not beside the repository (../shared)")
     return SHARED
+
+
+@pytest.fixture
+def segship(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Call:
+    """``segship("predict", package, …)`` runs the command line in this process."""
+    from segship.cli import run
+
+    monkeypatch.setenv("SEGSHIP_CACHE_DIR", str(tmp_path / "cache"))
+
+    def call(*arguments: object) -> Outcome:
+        capsys.readouterr()
+        code = run([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return Outcome(code=code, out=captured.out, err=captured.err)
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What engines keep goes into a folder of this module's own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SEGSHIP_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+        yield

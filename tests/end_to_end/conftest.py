@@ -1,45 +1,13 @@
-"""A command line to call, a package to call it on, and pictures to feed it."""
+"""A package to call the command line on, and a browser."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from chromium import Page
 from tiny_package import tiny_package
-
-from segship.cli import run as run_command
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def error(self) -> str:
-        """The one line that an error is. Fails when it is a traceback or more than one line."""
-        assert "Traceback" not in self.err, self.err
-        lines = [line for line in self.err.strip().splitlines() if line.startswith(("error:", "Error:"))]
-        assert len(lines) == 1, self.err
-        return lines[0]
-
-
-@pytest.fixture
-def segship(capsys, tmp_path, monkeypatch) -> Callable[..., Outcome]:
-    """``segship("predict", package, …)`` runs the command line in this process."""
-    monkeypatch.setenv("SEGSHIP_CACHE_DIR", str(tmp_path / "cache"))
-
-    def call(*arguments: object) -> Outcome:
-        capsys.readouterr()
-        code = run_command([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        return Outcome(code=code, out=captured.out, err=captured.err)
-
-    return call
 
 
 @pytest.fixture(scope="session")

@@ -5,31 +5,12 @@ from __future__ import annotations
 import json
 import math
 import re
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-
-from segship.cli import run
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
+from command_line import Call
 from nnunet_data import blob, raw_data, write_json, write_nifti, write_png
-
-Call = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def segship(capsys: pytest.CaptureFixture[str]) -> Call:
-    """``segship("score", …)`` -> (exit code, stdout, stderr)"""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        code = run([str(a) for a in arguments])
-        said = capsys.readouterr()
-        return code, said.out, said.err
-
-    return call
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import pickle
 import tracemalloc
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +12,16 @@ import cv2
 import nibabel as nib
 import numpy as np
 import pytest
+from command_line import Call
 from nibabel.orientations import io_orientation
 from nnunet_data import write_json, write_nifti
 from tiny_volume import volume_package
 
-from segship.cli import run
 from segship.datasets.label_files import read_as_volume
 from segship.errors import InputError, UsageError
 from segship.measure.ensemble import ensemble
 from segship.measure.npz_channels import open_probabilities
 
-Call = Callable[..., tuple[int, str, str]]
 SHAPE = (4, 6, 5)
 OBLIQUE = np.array([[0, -1.5, 0, 3], [0, 0, 2.0, 5], [0.8, 0, 0, -7], [0, 0, 0, 1]])
 LABELS = {"labels": {"background": 0, "liver": 1, "tumour": 2}, "file_ending": ".nii.gz"}
@@ -32,18 +30,6 @@ REGIONS = {
     "regions_class_order": [1, 2],
     "file_ending": ".nii.gz",
 }
-
-
-@pytest.fixture
-def segship(capsys: pytest.CaptureFixture[str]) -> Call:
-    """``segship("ensemble", …)`` -> (exit code, stdout, stderr)"""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        code = run([str(a) for a in arguments])
-        said = capsys.readouterr()
-        return code, said.out, said.err
-
-    return call
 
 
 def softmax(seed: int, classes: int = 3, shape: tuple[int, ...] = SHAPE, dtype: Any = np.float32) -> np.ndarray:

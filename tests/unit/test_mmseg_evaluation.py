@@ -35,13 +35,6 @@ from segship.metrics.files import score_files
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyped-def]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SEGSHIP_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
-@pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory, cache: None) -> tuple[Path, EvaluateResult]:
     """Both precisions on the toy val, all metrics, label maps kept; the report of it."""
     root = tmp_path_factory.mktemp("streets")

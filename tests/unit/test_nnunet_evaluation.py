@@ -24,13 +24,6 @@ from segship.metrics.scores import CaseScore
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyped-def]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SEGSHIP_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
-@pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory, cache: None) -> tuple[Path, EvaluateResult]:
     """Both precisions at two batches, surfaces included, and the report; one case has no foreground at all."""
     root = tmp_path_factory.mktemp("volumes")

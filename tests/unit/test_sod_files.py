@@ -4,33 +4,18 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from command_line import Call
 from test_sod_datasets import paired, picture, write
 
-from segship.cli import run
 from segship.errors import DatasetError, UsageError
 from segship.measure.scoring import as_csv, score_sets
 from segship.metrics import sod
 from segship.metrics.files import score_files
-
-Call = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def segship(capsys: pytest.CaptureFixture[str]) -> Call:
-    """``segship("score", …)`` -> (exit code, stdout, stderr)"""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        code = run([str(a) for a in arguments])
-        said = capsys.readouterr()
-        return code, said.out, said.err
-
-    return call
 
 
 @pytest.fixture
