@@ -7,7 +7,6 @@ takes the documentation's pictures of the page for volumes: serve-volume.png and
 
 from __future__ import annotations
 
-import hashlib
 import sys
 import time
 from pathlib import Path
@@ -54,39 +53,35 @@ def write_chest(path: Path, shape: tuple[int, int, int] = SHAPE, seed: int = 0) 
 
 def graph() -> bytes:
     """ONNX bytes: the nearest of the grey values wins; air and soft tissue are the background."""
-    import onnx
-    from onnx import TensorProto, helper, numpy_helper
+    from onnx import helper
+    from tiny_parts import onnx_bytes
 
     order = ("air", "soft", "lung", "heart", "bone")
     grey = np.array([GREYS[name] for name in order], np.float32)
     z, y, x = WINDOW
-    made = helper.make_graph(
+    return onnx_bytes(
         [
             helper.make_node("Conv", ["input", "w", "b"], ["each"]),
             helper.make_node("Split", ["each", "parts"], ["air", "soft", "rest"], axis=1),
             helper.make_node("Max", ["air", "soft"], ["ground"]),
             helper.make_node("Concat", ["ground", "rest"], ["logits"], axis=1),
         ],
-        "chest",
-        [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["n", 1, z, y, x])],
-        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", 4, z, y, x])],
-        [
-            numpy_helper.from_array((2 * grey / 1000).reshape(-1, 1, 1, 1, 1), "w"),
-            numpy_helper.from_array(-(grey**2) / 1000, "b"),
-            numpy_helper.from_array(np.array([1, 1, 3], np.int64), "parts"),
-        ],
+        {"input": ["n", 1, z, y, x]},
+        {"logits": ["n", 4, z, y, x]},
+        {
+            "w": (2 * grey / 1000).reshape(-1, 1, 1, 1, 1),
+            "b": -(grey**2) / 1000,
+            "parts": np.array([1, 1, 3], np.int64),
+        },
     )
-    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
-    onnx.checker.check_model(model)
-    return bytes(model.SerializeToString())
 
 
 def chest_package(path: Path, *, step: int = 2) -> Path:
     """A package of the network above; ``step``: its windows' parts that a step is."""
+    from tiny_parts import variants, write_tiny
     from volume_recipes import volume_recipe
 
-    from segship.manifest import Label, Manifest, Output, Variant
-    from segship.package import write_package
+    from segship.manifest import Label, Manifest, Output
 
     recipe = volume_recipe()
     assert recipe.tiling is not None
@@ -107,13 +102,8 @@ def chest_package(path: Path, *, step: int = 2) -> Path:
             *(Label(id=k, name=name, color=color) for k, (name, color) in enumerate(COLORS.items(), 1)),
         ),
     )  # fmt: skip
-    data = graph()
-    variant = Variant(
-        precision="fp32", graphs={"model": "graphs/fp32.onnx"}, sha256={"model": hashlib.sha256(data).hexdigest()},
-        shapes="dynamic", batches=(1,), engines=("openvino",),
-    )  # fmt: skip
-    manifest = Manifest(**recipe.model_dump(), variants=(variant,))
-    return write_package(path, manifest, {"graphs/fp32.onnx": data}, {"source": {}}).path
+    graphs = {"fp32": graph()}
+    return write_tiny(path, Manifest(**recipe.model_dump(), variants=variants(graphs)), graphs).path
 
 
 SHOWN = "document.querySelectorAll('#planes canvas[data-shown]').length === 3"

@@ -258,34 +258,22 @@ def test_two_channels_have_two_slots(browser, tmp_path):
 
 def two_channel_package(path: Path) -> Path:
     """The tiny package of two channels whose mean decides."""
-    import hashlib
-
-    from onnx import TensorProto, helper, numpy_helper
+    from onnx import helper
+    from tiny_parts import onnx_bytes, variants, write_tiny
     from volume_recipes import volume_recipe
 
-    from segship.manifest import Channel, Manifest, Variant
-    from segship.package import write_package
+    from segship.manifest import Channel, Manifest
 
-    made = helper.make_graph(
+    data = onnx_bytes(
         [helper.make_node("Conv", ["input", "w", "b"], ["logits"])],
-        "mean",
-        [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["n", 2, 4, 4, 4])],
-        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", 2, 4, 4, 4])],
-        [
-            numpy_helper.from_array(np.float32([0, 0, 0.05, 0.05]).reshape(2, 2, 1, 1, 1), "w"),
-            numpy_helper.from_array(np.float32([0, -5]), "b"),
-        ],
+        {"input": ["n", 2, 4, 4, 4]},
+        {"logits": ["n", 2, 4, 4, 4]},
+        {"w": np.float32([0, 0, 0.05, 0.05]).reshape(2, 2, 1, 1, 1), "b": np.float32([0, -5])},
     )
-    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
-    data = bytes(model.SerializeToString())
     recipe = volume_recipe()
     recipe = volume_recipe(
         input=recipe.input.model_copy(update={"channels": (Channel(name="CT"), Channel(name="PET"))}),
         network=recipe.network.model_copy(update={"input_channels": 2}),
     )
-    variant = Variant(
-        precision="fp32", graphs={"model": "graphs/fp32.onnx"}, sha256={"model": hashlib.sha256(data).hexdigest()},
-        shapes="dynamic", batches=(1,), engines=("openvino",),
-    )  # fmt: skip
-    manifest = Manifest(**recipe.model_dump(), variants=(variant,))
-    return write_package(path, manifest, {"graphs/fp32.onnx": data}, {"source": {}}).path
+    graphs = {"fp32": data}
+    return write_tiny(path, Manifest(**recipe.model_dump(), variants=variants(graphs)), graphs).path

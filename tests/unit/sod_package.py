@@ -2,50 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 import cv2
 import numpy as np
 from tiny_package import cell_picture
+from tiny_parts import convolution, picture_input, picture_network, variants, write_tiny
 
-from segship.manifest import (
-    Channel,
-    Decode,
-    Divide,
-    ImageInput,
-    Label,
-    Manifest,
-    Metric,
-    Network,
-    Output,
-    Resize,
-    Saliency,
-    Variant,
-)
-from segship.package import Package, golden_files, write_package
+from segship.manifest import Decode, Divide, Label, Manifest, Metric, Output, Resize, Saliency
+from segship.package import Package
 
 
 def graph(threshold: float, slope: float = 12.0, noise: float = 0.0) -> bytes:
     """ONNX bytes: sigmoid(slope · (mean over a 3×3 window and channels − threshold)) of an input on 0..1."""
-    import onnx
-    from onnx import TensorProto, helper, numpy_helper
-
     weights = np.full((1, 3, 3, 3), slope / 27, np.float32)
     weights *= 1 + noise * np.random.default_rng(0).normal(size=weights.shape).astype(np.float32)
-    made = helper.make_graph(
-        [
-            helper.make_node("Conv", ["x", "w", "b"], ["s"], pads=[1, 1, 1, 1]),
-            helper.make_node("Sigmoid", ["s"], ["d0"]),
-        ],
-        "bright",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, "h", "w_"])],
-        [helper.make_tensor_value_info("d0", TensorProto.FLOAT, ["n", 1, "h", "w_"])],
-        [numpy_helper.from_array(weights, "w"), numpy_helper.from_array(np.float32([-slope * threshold]), "b")],
-    )
-    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
-    onnx.checker.check_model(model)
-    return bytes(model.SerializeToString())
+    return convolution(weights, [-slope * threshold], output="d0", sigmoid=True)
 
 
 def sod_package(path: Path, *, size: int = 64, to_uint8: str = "truncate") -> Package:
@@ -54,24 +26,9 @@ def sod_package(path: Path, *, size: int = 64, to_uint8: str = "truncate") -> Pa
     manifest = Manifest(
         name="bright",
         family="test",
-        input=ImageInput(
-            reader="pillow:rgb",
-            channels=tuple(Channel(name=name) for name in "RGB"),
-            channel_order="rgb",
-            exif_rotation="ignore",
-        ),
+        input=picture_input("pillow:rgb", "rgb", "ignore"),
         preprocess=(Resize(height=size, width=size, method="pillow:bilinear"), Divide(by=255)),
-        network=Network(
-            architecture="one convolution",
-            parameters=28,
-            input_name="x",
-            layout="NCHW",
-            input_channels=3,
-            size=None,
-            size_multiple=(1, 1),
-            outputs=(Output(name="d0", channels=1, values="probabilities"),),
-            members=("model",),
-        ),
+        network=picture_network(Output(name="d0", channels=1, values="probabilities")),
         decode=Decode(
             activation="none",
             decision=Saliency(min_max=True, polarity="as-is", to_uint8=to_uint8),  # type: ignore[arg-type]
@@ -80,22 +37,9 @@ def sod_package(path: Path, *, size: int = 64, to_uint8: str = "truncate") -> Pa
         ),
         labels=(Label(id=1, name="object", color=(11, 107, 115)),),
         metric=Metric(name="MAE", scorer="sod", higher_is_better=False, grid="input"),
-        variants=tuple(
-            Variant(
-                precision=name,  # type: ignore[arg-type]
-                graphs={"model": f"graphs/{name}.onnx"},
-                sha256={"model": hashlib.sha256(data).hexdigest()},
-                shapes="dynamic",
-                batches=(1,),
-                engines=("openvino",),
-            )
-            for name, data in graphs.items()
-        ),
+        variants=variants(graphs),
     )
-    sample = cv2.imencode(".png", cell_picture(0)[0])[1].tobytes()
-    files = {f"graphs/{name}.onnx": data for name, data in graphs.items()}
-    golden = golden_files("cell.png", sample, True, {"read": (cell_picture(0)[0][..., ::-1], 0.0)})
-    return write_package(path, manifest, files | golden, {"source": {"file": "bright"}})
+    return write_tiny(path, manifest, graphs, sample=("cell.png", cell_picture(0)[0]), source={"file": "bright"})
 
 
 def photo_folder(root: Path, count: int, images: str = "Image", masks: str = "Mask") -> Path:

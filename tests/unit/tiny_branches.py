@@ -2,28 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
+from tiny_parts import picture_input, picture_network, variants, write_tiny
 
-from segship.manifest import (
-    Channel,
-    Decode,
-    ImageInput,
-    Label,
-    Manifest,
-    Metric,
-    Network,
-    Normalize,
-    Output,
-    Resize,
-    Saliency,
-    Variant,
-)
-from segship.package import Package, golden_files, write_package
+from segship.manifest import Decode, Label, Manifest, Metric, Normalize, Output, Resize, Saliency
+from segship.package import Package
 
 SIZE = 24
 
@@ -78,30 +65,17 @@ def network(size: int | None = SIZE, *, pooled: int = 12, transposed: bool = Fal
 
 def branches_package(path: Path, model: Any | None = None) -> Package:
     """fp32 alone, RGB, 24×24, min-max, written as truncated bytes; metric MAE."""
-    data = bytes((model or network()).SerializeToString())
+    graphs = {"fp32": bytes((model or network()).SerializeToString())}
     manifest = Manifest(
         name="salient",
         family="test",
-        input=ImageInput(
-            reader="pillow:rgb",
-            channels=tuple(Channel(name=name) for name in "RGB"),
-            channel_order="rgb",
-            exif_rotation="ignore",
-        ),
+        input=picture_input("pillow:rgb", "rgb", "ignore"),
         preprocess=(
             Resize(height=SIZE, width=SIZE, method="opencv:linear"),
             Normalize(subtract=(123.675, 116.28, 103.53), multiply=(1 / 58.395, 1 / 57.12, 1 / 57.375)),
         ),
-        network=Network(
-            architecture="tiny",
-            parameters=1,
-            input_name="x",
-            layout="NCHW",
-            input_channels=3,
-            size=(SIZE, SIZE),
-            size_multiple=(1, 1),
-            outputs=(Output(name="y", channels=1, values="probabilities"),),
-            members=("model",),
+        network=picture_network(
+            Output(name="y", channels=1, values="probabilities"), size=SIZE, architecture="tiny", parameters=1
         ),
         decode=Decode(
             activation="none",
@@ -111,20 +85,9 @@ def branches_package(path: Path, model: Any | None = None) -> Package:
         ),
         labels=(Label(id=1, name="object", color=(255, 170, 0)),),
         metric=Metric(name="MAE", scorer="sod", higher_is_better=False, grid="input"),
-        variants=(
-            Variant(
-                precision="fp32",
-                graphs={"model": "graphs/fp32.onnx"},
-                sha256={"model": hashlib.sha256(data).hexdigest()},
-                shapes="dynamic",
-                batches=(1,),
-                engines=("openvino",),
-            ),
-        ),
+        variants=variants(graphs),
     )
-    sample = cv2.imencode(".png", photo(99))[1].tobytes()
-    golden = golden_files("photo.png", sample, True, {"read": (photo(99)[..., ::-1], 0.0)})
-    return write_package(path, manifest, {"graphs/fp32.onnx": data, **golden}, {"source": {"file": "salient"}})
+    return write_tiny(path, manifest, graphs, sample=("photo.png", photo(99)), source={"file": "salient"})
 
 
 def photo(seed: int, height: int = 40, width: int = 52) -> np.ndarray:

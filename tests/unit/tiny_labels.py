@@ -2,28 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
+from tiny_parts import convolution, picture_input, picture_network, variants, write_tiny
 
 from segship.datasets.cityscapes_labels import cityscapes_labels
-from segship.manifest import (
-    Argmax,
-    Channel,
-    Decode,
-    ImageInput,
-    Label,
-    Manifest,
-    Metric,
-    Network,
-    Normalize,
-    Output,
-    Variant,
-)
-from segship.package import Package, golden_files, write_package
+from segship.manifest import Argmax, Decode, Label, Manifest, Metric, Normalize, Output
+from segship.package import Package
 
 LABELS = cityscapes_labels()
 VAL = ("frankfurt_000000_000294", "frankfurt_000001_000538", "lindau_000000_000019", "munster_000173_000019")
@@ -38,24 +26,11 @@ TRAIN = (
 
 def graph(labels: Sequence[Label], noise: float = 0.0) -> bytes:
     """ONNX bytes: logit k = 20·(2·c_k·x − |c_k|²), largest where the BGR picture (0..1) is nearest to colour k."""
-    import onnx
-    from onnx import TensorProto, helper, numpy_helper
-
     colors = np.array([label.color[::-1] for label in labels], np.float32) / 255
     colors += noise * np.random.default_rng(1).normal(size=colors.shape).astype(np.float32)
     weight = (40 * colors)[..., None, None]
     bias = -20 * np.square(colors).sum(axis=1)
-    value = helper.make_tensor_value_info
-    made = helper.make_graph(
-        [helper.make_node("Conv", ["x", "w", "b"], ["y"], name="nearest")],
-        "nearest",
-        [value("x", TensorProto.FLOAT, ["n", 3, "h", "w_"])],
-        [value("y", TensorProto.FLOAT, ["n", len(labels), "h", "w_"])],
-        [numpy_helper.from_array(weight, "w"), numpy_helper.from_array(bias, "b")],
-    )
-    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
-    onnx.checker.check_model(model)
-    return bytes(model.SerializeToString())
+    return convolution(weight, bias, name="nearest")
 
 
 def label_package(
@@ -66,23 +41,12 @@ def label_package(
     manifest = Manifest(
         name="nearest-colour",
         family="test",
-        input=ImageInput(
-            reader="opencv:color",
-            channels=tuple(Channel(name=name) for name in "BGR"),
-            channel_order="bgr",
-            exif_rotation="apply",
-        ),
+        input=picture_input("opencv:color", "bgr", "apply"),
         preprocess=(Normalize(subtract=(0, 0, 0), multiply=(1 / 255,) * 3),),
-        network=Network(
+        network=picture_network(
+            Output(name="y", channels=len(labels), values="logits"),
             architecture="nearest colour",
             parameters=4 * len(labels),
-            input_name="x",
-            layout="NCHW",
-            input_channels=3,
-            size=None,
-            size_multiple=(1, 1),
-            outputs=(Output(name="y", channels=len(labels), values="logits"),),
-            members=("model",),
         ),
         decode=Decode(
             activation="softmax",
@@ -92,23 +56,9 @@ def label_package(
         ),
         labels=tuple(labels),
         metric=Metric(name="mIoU", scorer="mmseg", higher_is_better=True, grid="input", options=dict(options)),
-        variants=tuple(
-            Variant(
-                precision=name,  # type: ignore[arg-type]
-                graphs={"model": f"graphs/{name}.onnx"},
-                sha256={"model": hashlib.sha256(data).hexdigest()},
-                shapes="dynamic",
-                batches=(1,),
-                engines=("openvino",),
-            )
-            for name, data in graphs.items()
-        ),
+        variants=variants(graphs),
     )
-    picture = scene(99)[0]
-    sample = cv2.imencode(".png", picture)[1].tobytes()
-    files = {f"graphs/{name}.onnx": data for name, data in graphs.items()}
-    golden = golden_files("street.png", sample, True, {"read": (picture, 0.0)})
-    return write_package(path, manifest, files | golden, {"source": {"file": "nearest"}})
+    return write_tiny(path, manifest, graphs, sample=("street.png", scene(99)[0]), source={"file": "nearest"})
 
 
 def scene(

@@ -2,29 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
+from tiny_parts import convolution, picture_input, picture_network, variants, write_tiny
 
-from segship.manifest import (
-    Argmax,
-    Augmentation,
-    Channel,
-    Decode,
-    ImageInput,
-    Label,
-    Manifest,
-    Metric,
-    Network,
-    Normalize,
-    Output,
-    Tiling,
-    Variant,
-)
-from segship.package import Package, write_package
+from segship.manifest import Argmax, Augmentation, Decode, Label, Manifest, Metric, Normalize, Output, Tiling
+from segship.package import Package
 
 MEAN = (123.675, 116.28, 103.53)
 STD = (58.395, 57.12, 57.375)
@@ -34,22 +20,10 @@ STRIDE = 2
 
 def graph(classes: int = CLASSES) -> bytes:
     """ONNX bytes: a seeded 5×5 convolution of stride 2 from normalised RGB to logits."""
-    import onnx
-    from onnx import TensorProto, helper, numpy_helper
-
     random = np.random.default_rng(5)
     weights = random.normal(0, 0.3, (classes, 3, 5, 5)).astype(np.float32)
     bias = random.normal(0, 0.2, classes).astype(np.float32)
-    made = helper.make_graph(
-        [helper.make_node("Conv", ["x", "w", "b"], ["y"], pads=[2, 2, 2, 2], strides=[STRIDE, STRIDE])],
-        "street",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, "h", "v"])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", classes, "i", "j"])],
-        [numpy_helper.from_array(weights, "w"), numpy_helper.from_array(bias, "b")],
-    )
-    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
-    onnx.checker.check_model(model)
-    return bytes(model.SerializeToString())
+    return convolution(weights, bias, stride=STRIDE)
 
 
 def street_manifest(data: bytes, classes: int = CLASSES, **more: Any) -> Manifest:
@@ -57,15 +31,10 @@ def street_manifest(data: bytes, classes: int = CLASSES, **more: Any) -> Manifes
     fields: dict[str, Any] = {
         "name": "street",
         "family": "mmseg",
-        "input": ImageInput(
-            reader="opencv:color", channels=tuple(Channel(name=n) for n in "RGB"), channel_order="rgb",
-            exif_rotation="apply",
-        ),
+        "input": picture_input("opencv:color", "rgb", "apply"),
         "preprocess": (Normalize(subtract=MEAN, multiply=tuple(1 / s for s in STD)),),
-        "network": Network(
-            architecture="one convolution", parameters=classes * 76, input_name="x", layout="NCHW", input_channels=3,
-            size=None, size_multiple=(1, 1), members=("model",),
-            outputs=(Output(name="y", channels=classes, values="logits", stride=STRIDE),),
+        "network": picture_network(
+            Output(name="y", channels=classes, values="logits", stride=STRIDE), parameters=classes * 76
         ),
         "decode": Decode(
             activation="softmax", decision=Argmax(), restore_what="logits", restore_method="torch:bilinear",
@@ -74,13 +43,7 @@ def street_manifest(data: bytes, classes: int = CLASSES, **more: Any) -> Manifes
         "augmentation": Augmentation(ratios=(0.5, 0.75, 1.0, 1.25, 1.5, 1.75), mirror=True),
         "labels": tuple(Label(id=i, name=f"class{i}", color=(i * 13, 255 - i * 13, 40)) for i in range(classes)),
         "metric": Metric(name="mIoU", scorer="mmseg", higher_is_better=True, grid="input"),
-        "variants": (
-            Variant(
-                precision="fp32", graphs={"model": "graphs/fp32.onnx"},
-                sha256={"model": hashlib.sha256(data).hexdigest()}, shapes="dynamic", batches=(1,),
-                engines=("openvino",),
-            ),
-        ),
+        "variants": variants({"fp32": data}),
     }  # fmt: skip
     return Manifest(**(fields | more))
 
@@ -94,7 +57,7 @@ def slide(window: tuple[int, int] = (32, 48), step: tuple[int, int] = (20, 30)) 
 
 def street_package(path: Path, classes: int = CLASSES, **more: Any) -> Package:
     data = graph(classes)
-    return write_package(path, street_manifest(data, classes, **more), {"graphs/fp32.onnx": data}, {})
+    return write_tiny(path, street_manifest(data, classes, **more), {"fp32": data})
 
 
 def cityscapes_tree(root: Path, count: int = 2, size: tuple[int, int] = (64, 128)) -> Path:

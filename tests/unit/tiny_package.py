@@ -2,28 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 import cv2
 import numpy as np
+from tiny_parts import convolution, picture_input, picture_network, variants, write_tiny
 
-from segship.manifest import (
-    Channel,
-    Decode,
-    Divide,
-    ImageInput,
-    Label,
-    Manifest,
-    Metric,
-    Network,
-    Normalize,
-    Output,
-    Resize,
-    Threshold,
-    Variant,
-)
-from segship.package import Package, golden_files, write_package
+from segship.manifest import Decode, Divide, Label, Manifest, Metric, Normalize, Output, Resize, Threshold
+from segship.package import Package
 
 MEAN = (123.675, 116.28, 103.53)
 STD = (58.395, 57.12, 57.375)
@@ -31,9 +17,6 @@ STD = (58.395, 57.12, 57.375)
 
 def graph(threshold: float, noise: float = 0.0) -> bytes:
     """ONNX bytes: logit = mean over a 3×3 window of the normalised channels, above a threshold in 0..255 grey."""
-    import onnx
-    from onnx import TensorProto, helper, numpy_helper
-
     weights = np.zeros((1, 3, 3, 3), np.float32)
     bias = 0.0
     for channel in range(3):
@@ -42,16 +25,7 @@ def graph(threshold: float, noise: float = 0.0) -> bytes:
         bias += 0.05 * MEAN[channel] / 3
     weights *= 1 + noise * np.random.default_rng(0).normal(size=weights.shape).astype(np.float32)
     bias -= 0.05 * threshold
-    made = helper.make_graph(
-        [helper.make_node("Conv", ["x", "w", "b"], ["y"], pads=[1, 1, 1, 1])],
-        "bright",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, "h", "w_"])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 1, "h", "w_"])],
-        [numpy_helper.from_array(weights, "w"), numpy_helper.from_array(np.float32([bias]), "b")],
-    )
-    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
-    onnx.checker.check_model(model)
-    return bytes(model.SerializeToString())
+    return convolution(weights, [bias])
 
 
 def tiny_package(path: Path, *, threshold: float = 40.0, int8: bool = True, size: int = 96) -> Package:
@@ -60,28 +34,13 @@ def tiny_package(path: Path, *, threshold: float = 40.0, int8: bool = True, size
     manifest = Manifest(
         name="bright",
         family="test",
-        input=ImageInput(
-            reader="opencv:color",
-            channels=tuple(Channel(name=name) for name in "BGR"),
-            channel_order="bgr",
-            exif_rotation="apply",
-        ),
+        input=picture_input("opencv:color", "bgr", "apply"),
         preprocess=(
             Resize(height=size, width=size, method="opencv:linear"),
             Normalize(subtract=MEAN, multiply=tuple(1 / s for s in STD)),
             Divide(by=255),
         ),
-        network=Network(
-            architecture="one convolution",
-            parameters=28,
-            input_name="x",
-            layout="NCHW",
-            input_channels=3,
-            size=None,
-            size_multiple=(1, 1),
-            outputs=(Output(name="y", channels=1, values="logits"),),
-            members=("model",),
-        ),
+        network=picture_network(Output(name="y", channels=1, values="logits")),
         decode=Decode(
             activation="sigmoid",
             decision=Threshold(threshold=0.5),
@@ -90,22 +49,9 @@ def tiny_package(path: Path, *, threshold: float = 40.0, int8: bool = True, size
         ),
         labels=(Label(id=0, name="background", color=(0, 0, 0)), Label(id=1, name="nucleus", color=(213, 44, 90))),
         metric=Metric(name="iou", scorer="nuclei", higher_is_better=True, grid="network"),
-        variants=tuple(
-            Variant(
-                precision=name,  # type: ignore[arg-type]
-                graphs={"model": f"graphs/{name}.onnx"},
-                sha256={"model": hashlib.sha256(data).hexdigest()},
-                shapes="dynamic",
-                batches=(1,),
-                engines=("openvino",),
-            )
-            for name, data in graphs.items()
-        ),
+        variants=variants(graphs),
     )
-    sample = cv2.imencode(".png", cell_picture(0)[0])[1].tobytes()
-    files = {f"graphs/{name}.onnx": data for name, data in graphs.items()}
-    golden = golden_files("cell.png", sample, True, {"read": (cell_picture(0)[0], 0.0)})
-    return write_package(path, manifest, files | golden, {"source": {"file": "bright"}})
+    return write_tiny(path, manifest, graphs, sample=("cell.png", cell_picture(0)[0]), source={"file": "bright"})
 
 
 def cell_picture(seed: int, height: int = 80, width: int = 100) -> tuple[np.ndarray, np.ndarray]:

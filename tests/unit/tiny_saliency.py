@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
+from tiny_parts import convolution, picture_network, variants, write_tiny
 
 from segship.manifest import (
     Channel,
@@ -18,14 +18,12 @@ from segship.manifest import (
     Label,
     Manifest,
     Metric,
-    Network,
     Normalize,
     Output,
     Resize,
     Saliency,
-    Variant,
 )
-from segship.package import Package, golden_files, write_package
+from segship.package import Package
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -39,7 +37,7 @@ def saliency_package(path: Path, *, recipe: str = "rembg", size: int = 320, slop
     reading: dict[str, Any] = {"reader": "pillow:rgb", "exif_rotation": "apply"}
     if upstream:
         reading = {"reader": "skimage", "exif_rotation": "ignore", "grey": "keep"}
-    data = _graph(slope)
+    graphs = {"fp32": _graph(slope)}
     manifest = Manifest(
         name="bright-object",
         family="test",
@@ -50,17 +48,7 @@ def saliency_package(path: Path, *, recipe: str = "rembg", size: int = 320, slop
             Normalize(subtract=MEAN, multiply=tuple(1 / s for s in STD)),
             Channels(count=3),
         ),
-        network=Network(
-            architecture="one convolution",
-            parameters=28,
-            input_name="x",
-            layout="NCHW",
-            input_channels=3,
-            size=(size, size),
-            size_multiple=(1, 1),
-            outputs=(Output(name="d0", channels=1, values="probabilities"),),
-            members=("model",),
-        ),
+        network=picture_network(Output(name="d0", channels=1, values="probabilities"), size=size),
         decode=Decode(
             activation="none",
             decision=Saliency(min_max=True, polarity="as-is", to_uint8="truncate", threshold=0.5),
@@ -69,45 +57,18 @@ def saliency_package(path: Path, *, recipe: str = "rembg", size: int = 320, slop
         ),
         labels=(Label(id=1, name="object", color=(230, 80, 20)),),
         metric=Metric(name="MAE", scorer="sod", higher_is_better=False, grid="input"),
-        variants=(
-            Variant(
-                precision="fp32",
-                graphs={"model": "graphs/fp32.onnx"},
-                sha256={"model": hashlib.sha256(data).hexdigest()},
-                shapes="dynamic",
-                batches=(1,),
-                engines=("openvino",),
-            ),
-        ),
+        variants=variants(graphs),
     )
-    photo = scene(0)
-    sample = cv2.imencode(".png", photo[..., ::-1])[1].tobytes()
-    golden = golden_files("scene.png", sample, True, {"read": (photo, 0.0)})
-    return write_package(path, manifest, {"graphs/fp32.onnx": data} | golden, {"source": {"file": "bright"}})
+    return write_tiny(path, manifest, graphs, sample=("scene.png", scene(0)[..., ::-1]), source={"file": "bright"})
 
 
 def _graph(slope: float) -> bytes:
     """ONNX bytes: d0 = sigmoid(slope · (mean over a 3×3 window of the denormalised channels - 0.5))."""
-    import onnx
-    from onnx import TensorProto, helper, numpy_helper
-
     weights = np.empty((1, 3, 3, 3), np.float32)
     for channel, std in enumerate(STD):
         weights[0, channel] = slope * std / 27
     bias = np.float32([slope * (np.mean(MEAN) - 0.5)])
-    made = helper.make_graph(
-        [
-            helper.make_node("Conv", ["x", "w", "b"], ["logits"], pads=[1, 1, 1, 1]),
-            helper.make_node("Sigmoid", ["logits"], ["d0"]),
-        ],
-        "bright",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, "h", "w_"])],
-        [helper.make_tensor_value_info("d0", TensorProto.FLOAT, ["n", 1, "h", "w_"])],
-        [numpy_helper.from_array(weights, "w"), numpy_helper.from_array(bias, "b")],
-    )
-    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
-    onnx.checker.check_model(model)
-    return bytes(model.SerializeToString())
+    return convolution(weights, bias, output="d0", sigmoid=True)
 
 
 def scene(seed: int, height: int = 90, width: int = 120) -> np.ndarray:

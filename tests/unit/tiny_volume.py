@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tiny_parts import onnx_bytes, variants, write_tiny
 from volume_recipes import volume_recipe
 
-from segship.manifest import Argmax, Decode, Label, Manifest, Network, Output, Regions, Variant, VolumeInput
+from segship.manifest import Argmax, Decode, Label, Manifest, Network, Output, Regions, VolumeInput
 from segship.manifest import Channel as InputChannel
-from segship.package import Package, write_package
+from segship.package import Package
 
 STEP = 60.0
 LABELS = (
@@ -28,8 +28,7 @@ REGIONS = (
 
 def graph(kind: str, shift: float = 0.0) -> bytes:
     """ONNX bytes. labels: the nearest of 0, 60, 120 wins; regions: above 30, above 90. ``shift`` moves the borders."""
-    import onnx
-    from onnx import TensorProto, helper, numpy_helper
+    from onnx import helper
 
     if kind == "labels":
         weights = np.array([2 * STEP * k for k in range(3)]) / 1000
@@ -37,19 +36,12 @@ def graph(kind: str, shift: float = 0.0) -> bytes:
     else:
         weights = np.array([0.2, 0.2])
         bias = -weights * (np.array([0.5, 1.5]) * STEP + shift)
-    made = helper.make_graph(
+    return onnx_bytes(
         [helper.make_node("Conv", ["input", "w", "b"], ["logits"])],
-        "voxels",
-        [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["n", 1, 4, 4, 4])],
-        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", len(weights), 4, 4, 4])],
-        [
-            numpy_helper.from_array(weights.reshape(-1, 1, 1, 1, 1).astype(np.float32), "w"),
-            numpy_helper.from_array(bias.astype(np.float32), "b"),
-        ],
+        {"input": ["n", 1, 4, 4, 4]},
+        {"logits": ["n", len(weights), 4, 4, 4]},
+        {"w": weights.reshape(-1, 1, 1, 1, 1), "b": bias},
     )
-    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
-    onnx.checker.check_model(model)
-    return bytes(model.SerializeToString())
 
 
 def volume_package(
@@ -78,15 +70,4 @@ def volume_package(
         options={"version": 2, "folds": "0"},
         **changes,
     )  # fmt: skip
-    variants = tuple(
-        Variant(
-            precision=precision,  # type: ignore[arg-type]
-            graphs={"model": f"graphs/{precision}.onnx"},
-            sha256={"model": hashlib.sha256(data).hexdigest()},
-            shapes="dynamic", batches=(1,), engines=("openvino",),
-        )
-        for precision, data in graphs.items()
-    )  # fmt: skip
-    manifest = Manifest(**recipe.model_dump(), variants=variants)
-    files = {f"graphs/{precision}.onnx": data for precision, data in graphs.items()}
-    return write_package(path, manifest, files, {"source": {}})
+    return write_tiny(path, Manifest(**recipe.model_dump(), variants=variants(graphs)), graphs)
