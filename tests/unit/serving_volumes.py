@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import io
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -45,19 +44,6 @@ def bright(x: np.ndarray) -> list[np.ndarray]:
     """Two classes: background, and where the mean of the channels is above 100."""
     mean = x.mean(axis=1, keepdims=True)
     return [np.concatenate([np.zeros_like(mean), (mean - 100) / 10], axis=1).astype(np.float32)]
-
-
-class Gate:
-    """`bright`, each batch of which waits until it is let through."""
-
-    def __init__(self) -> None:
-        self.open = threading.Event()
-        self.calls = 0
-
-    def __call__(self, x: np.ndarray) -> list[np.ndarray]:
-        self.calls += 1
-        assert self.open.wait(20)
-        return bright(x)
 
 
 def stub_volumes(path: Path, *, channels: int = 1, **changes: Any) -> Package:

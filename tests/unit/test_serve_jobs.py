@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 
 import cv2
 import numpy as np
@@ -14,22 +13,9 @@ from serving import Server, png
 IMAGE = {"content-type": "image/png"}
 
 
-class Gate:
-    """A network that waits until it is let go on."""
-
-    def __init__(self) -> None:
-        self.open = threading.Event()
-        self.calls = 0
-
-    def __call__(self, x: np.ndarray) -> list[np.ndarray]:
-        self.calls += 1
-        assert self.open.wait(20)
-        return [x[:, :1].copy()]
-
-
 @pytest.fixture
 def gate(monkeypatch):
-    gate = Gate()
+    gate = stub_engine.Gate()
     stub_engine.install(monkeypatch, gate)
     yield gate
     gate.open.set()

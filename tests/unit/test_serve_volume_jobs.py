@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import stub_engine
-from serving_volumes import Gate, VolumeServer, bright, case_bytes, nothing_left, open_volumes, said, until
+from serving_volumes import VolumeServer, bright, case_bytes, nothing_left, open_volumes, said, until
 
 from segship.serve.volume_space import Space
 
@@ -29,7 +29,7 @@ def predictor(tmp_path, monkeypatch):
 
 @pytest.fixture
 def gate():
-    gate = Gate()
+    gate = stub_engine.Gate(bright)
     yield gate
     gate.open.set()
 
