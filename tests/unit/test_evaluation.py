@@ -10,6 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from evaluations import case_scores, evaluation
 from tiny_package import cell_folder, tiny_package
 
 from segship.datasets import open_dataset
@@ -20,7 +21,6 @@ from segship.measure.evaluate import evaluate
 from segship.measure.gallery import choose_pictures
 from segship.metrics import nuclei
 from segship.metrics.evaluation import Evaluation, calibration_hashes, check_disjoint, drop_against, evaluate_cases
-from segship.metrics.scores import CaseScore
 from segship.package import Package, open_package, update_package
 
 
@@ -100,18 +100,8 @@ def test_check_disjoint_names_the_cases() -> None:
 
 
 def scored(values: dict[str, float], precision: str = "fp32", dataset: str = "0" * 64) -> Evaluation:
-    return Evaluation(
-        metric="iou",
-        higher_is_better=True,
-        metrics={"iou": float(np.mean(list(values.values())))},
-        scores=tuple(CaseScore(id=case, values={"iou": value}) for case, value in values.items()),
-        failures=(),
-        dataset_sha256=dataset,
-        pixel_sha256={},
-        precision=precision,
-        engine="openvino",
-        seconds=1.0,
-    )
+    mean = {"iou": float(np.mean(list(values.values())))}
+    return evaluation("iou", mean, case_scores("iou", values), precision=precision, dataset_sha256=dataset)
 
 
 def test_drop_is_a_paired_difference() -> None:

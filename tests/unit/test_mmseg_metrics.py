@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from evaluations import evaluation
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -218,19 +219,7 @@ def test_two_classes_of_one_name_keep_their_numbers() -> None:
 def evaluated(pairs: list[tuple[np.ndarray, np.ndarray]], precision: str) -> Evaluation:
     how = Settings(classes=("a", "b", "c"))
     scores = [score_arrays(str(k), pred, label, how) for k, (pred, label) in enumerate(pairs)]
-    return Evaluation(
-        metric="mIoU",
-        higher_is_better=True,
-        metrics=summarise(scores),
-        scores=tuple(scores),
-        failures=(),
-        dataset_sha256="0" * 64,
-        pixel_sha256={},
-        precision=precision,
-        engine="openvino",
-        seconds=1.0,
-        pooled=mmseg.summed(scores),
-    )
+    return evaluation("mIoU", summarise(scores), scores, precision=precision, pooled=mmseg.summed(scores))
 
 
 def test_a_drop_of_summed_areas_has_an_interval_by_drawing_images_again() -> None:

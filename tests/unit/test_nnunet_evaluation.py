@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from evaluations import case_scores, evaluation
 from nnunet_data import blob, raw_data, write_json, write_nifti
 from tiny_volume import volume_package
 
@@ -20,7 +21,6 @@ from segship.measure.report import report
 from segship.measure.seen import training_note
 from segship.metrics import nnunet, nnunet_v1
 from segship.metrics.evaluation import Evaluation, drop_against
-from segship.metrics.scores import CaseScore
 
 
 @pytest.fixture(scope="module")
@@ -194,19 +194,9 @@ def test_what_other_worlds_do_not_have_is_refused(tmp_path: Path) -> None:
 
 
 def made_up(precision: str, dice: dict[str, float]) -> Evaluation:
-    return Evaluation(
-        metric="Dice",
-        higher_is_better=True,
-        metrics={"Dice": nnunet_v1.nanmean(list(dice.values()))},
-        scores=tuple(CaseScore(id=case, values={"Dice": value}) for case, value in dice.items()),
-        failures=(),
-        dataset_sha256="0" * 64,
-        pixel_sha256={},
-        precision=precision,
-        engine="openvino",
-        seconds=1.0,
-        undefined=nnunet.UNDEFINED,
-    )
+    mean = {"Dice": nnunet_v1.nanmean(list(dice.values()))}
+    scores = case_scores("Dice", dice)
+    return evaluation("Dice", mean, scores, precision=precision, undefined=nnunet.UNDEFINED)
 
 
 def test_finding_something_where_nothing_is_is_a_loss() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from evaluations import case_scores, evaluation
 from sod_package import photo_folder, sod_package
 from test_report import Page
 
@@ -24,7 +25,6 @@ from segship.measure.report import report
 from segship.measure.rundir import write_run_summary
 from segship.metrics import sod
 from segship.metrics.evaluation import Evaluation, drop_against
-from segship.metrics.scores import CaseScore
 from segship.package import open_package
 from segship.workflow import RunOptions, _divide, _Folder
 
@@ -45,18 +45,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, EvaluateResult]
 
 def fp32_and_int8(fp32: dict[str, float], int8: dict[str, float]) -> tuple[Evaluation, Evaluation]:
     def made(precision: str, values: dict[str, float]) -> Evaluation:
-        return Evaluation(
-            metric="MAE",
-            higher_is_better=False,
-            metrics={"MAE": float(np.mean(list(values.values())))},
-            scores=tuple(CaseScore(id=case, values={"MAE": value}) for case, value in values.items()),
-            failures=(),
-            dataset_sha256="0" * 64,
-            pixel_sha256={},
-            precision=precision,
-            engine="openvino",
-            seconds=1.0,
-        )
+        mean = {"MAE": float(np.mean(list(values.values())))}
+        return evaluation("MAE", mean, case_scores("MAE", values), precision=precision, higher_is_better=False)
 
     return made("fp32", fp32), made("int8", int8)
 
