@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from segship.datasets import Dataset
+from segship.datasets import Case, Dataset
 from segship.datasets.dsb2018_splits import some
 from segship.errors import DatasetError, UsageError
 from segship.metrics import get_scorer
@@ -119,6 +119,14 @@ def pair(truth: Dataset, files: Collection[str], pred: Path, allow_missing: bool
     if absent:
         notes.append(f"ground truth cases without a prediction, left out: {len(absent)} of {len(truth.cases)}")
     return replace(truth.select(matched), notes=tuple(notes))
+
+
+def each(truth: Dataset, progress: Progress | None) -> Iterator[Case]:
+    """The cases one after another; ``progress`` is told of each once the next one is asked for."""
+    for done, case in enumerate(truth.cases, start=1):
+        yield case
+        if progress is not None:
+            progress(done, len(truth.cases), case.id)
 
 
 def _split_text(dataset: Dataset) -> str:

@@ -22,7 +22,7 @@ from segship.datasets.dsb2018_splits import some
 from segship.datasets.folders import IMAGE_SUFFIXES, open_masks, read_mask
 from segship.errors import DatasetError
 from segship.metrics import nuclei
-from segship.metrics.files import FileScores, Progress, pair
+from segship.metrics.files import FileScores, Progress, each, pair
 from segship.metrics.scores import CaseScore
 
 NETWORK_SIZE = (96, 96)
@@ -48,14 +48,12 @@ def score_files(
     files = _predictions(Path(pred))
     truth = pair(truth, files, Path(pred), allow_missing)
     scores = []
-    for done, case in enumerate(truth.cases):
+    for case in each(truth, progress):
         planes = files[case.id]
         if planes[0].suffix == ".bin":
             scores.append(nuclei.score_arrays(case.id, _logits(planes, size_hw), case.target_network(*size_hw)))
         else:
             scores.append(_score_planes(case.id, planes, case.target_network(*size_hw), case.target()))
-        if progress is not None:
-            progress(done + 1, len(truth.cases), case.id)
     return FileScores(
         scorer="nuclei",
         name=Path(pred).resolve().name,

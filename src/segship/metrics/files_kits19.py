@@ -21,7 +21,7 @@ from segship.datasets.kits19 import load_labels, prepared_files, raw_files, take
 from segship.datasets.label_files import LabelVolume, ending_of, read_label_file, stem_of
 from segship.errors import DatasetError
 from segship.metrics import kits19
-from segship.metrics.files import FileScores, Progress, pair
+from segship.metrics.files import FileScores, Progress, each, pair
 from segship.metrics.label_folders import labels_only, same_place
 from segship.metrics.scores import CaseScore
 
@@ -50,13 +50,11 @@ def score_files(
     )
     scores: list[CaseScore] = []
     elsewhere: list[str] = []
-    for done, case in enumerate(truth.cases):
+    for case in each(truth, progress):
         wanted, found = _read(references[case.id]), _read(files[case.id])
         scores.append(score_pair(case.id, wanted.labels, found.labels, str(files[case.id])))
         if not same_place(wanted, found):
             elsewhere.append(case.id)
-        if progress is not None:
-            progress(done + 1, len(truth.cases), case.id)
     return FileScores(
         scorer="kits19",
         name=Path(pred).resolve().name,

@@ -33,7 +33,7 @@ from segship.datasets.mmseg import is_mmseg, open_mmseg
 from segship.errors import DatasetError, UsageError
 from segship.manifest import Label
 from segship.metrics import mmseg
-from segship.metrics.files import FileScores, Progress, pair
+from segship.metrics.files import FileScores, Progress, each, pair
 from segship.metrics.mmseg import Settings, UnknownIds
 from segship.metrics.scores import CaseScore
 from segship.package import open_package
@@ -113,13 +113,11 @@ def score_files(
     )
     read, said = _reader([files[case.id] for case in truth.cases], scored, values, ignore)
     scores: list[CaseScore] = []
-    for done, case in enumerate(truth.cases):
+    for case in each(truth, progress):
         wanted = case.read_labels().labels[0]
         found = read(files[case.id])
         _refuse_foreign(files[case.id], found, settings)
         scores.append(_light(mmseg.score_arrays(case.id, found, wanted, settings)))
-        if progress is not None:
-            progress(done + 1, len(truth.cases), case.id)
     return FileScores(
         scorer="mmseg",
         name=root.resolve().name,

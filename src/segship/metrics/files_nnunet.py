@@ -20,7 +20,7 @@ from segship.errors import DatasetError, UsageError
 from segship.inference.writers import write_bytes
 from segship.metrics import nnunet, surfaces
 from segship.metrics.confusion import Key
-from segship.metrics.files import FileScores, Progress, pair
+from segship.metrics.files import FileScores, Progress, each, pair
 from segship.metrics.label_folders import labels_only, same_place
 from segship.metrics.scores import CaseScore
 
@@ -71,7 +71,7 @@ def score_files(
     scores: list[CaseScore] = []
     elsewhere: list[str] = []
     pictures = False
-    for done, case in enumerate(truth.cases):
+    for case in each(truth, progress):
         wanted = read_label_file(references[case.id], reorient=rules.reorient)
         found = read_label_file(files[case.id], reorient=rules.reorient)
         try:
@@ -85,8 +85,6 @@ def score_files(
         scores.append(score)
         if not same_place(wanted, found):
             elsewhere.append(case.id)
-        if progress is not None:
-            progress(done + 1, len(truth.cases), case.id)
     paths = [(str(files[score.id]), str(references[score.id])) for score in scores]
     if output is not None:
         write_bytes(Path(output), nnunet.summary_file(scores, paths, version))

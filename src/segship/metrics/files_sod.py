@@ -18,7 +18,7 @@ from segship.datasets.sod import open_sod_masks
 from segship.errors import DatasetError, UsageError
 from segship.manifest import ImageResize
 from segship.metrics import sod, sod_compat
-from segship.metrics.files import FileScores, Progress, pair
+from segship.metrics.files import FileScores, Progress, each, pair
 from segship.metrics.scores import CaseScore
 
 RESIZE = "pillow:bilinear"
@@ -53,7 +53,7 @@ def score_files(
     scores: list[CaseScore] = []
     theirs: list[CaseScore] = []
     grey = 0
-    for done, case in enumerate(truth.cases):
+    for case in each(truth, progress):
         label = case.target_grey()
         if len(label) != 1:
             raise DatasetError(f"case {case.id} has {len(label)} masks; salient objects have one")
@@ -62,8 +62,6 @@ def score_files(
         if compat is not None:
             theirs.append(sod_compat.score_case(compat, case.id, found, label[0]))
         grey += bool(((label > 0) & (label < 255)).any())
-        if progress is not None:
-            progress(done + 1, len(truth.cases), case.id)
     return FileScores(
         scorer="sod",
         name=root.resolve().name,
