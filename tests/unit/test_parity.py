@@ -10,7 +10,7 @@ from packages import manifest_data
 
 from segship.convert import parity
 from segship.convert.parity import ParityRow, difference_row
-from segship.errors import BarMissed
+from segship.errors import BarMissed, SourceError
 from segship.inference.prediction import decode
 from segship.inference.preprocess import Frame
 from segship.manifest import Manifest
@@ -68,6 +68,12 @@ def test_labels_near_the_edge_are_left_out() -> None:
     assert parity.label_agreement(expected, close, 1e-9) == 0.5
     assert parity.label_agreement(expected, np.array([[[True, False, False, False]]]), 1e-5) == 0.5
     assert parity.label_agreement(expected, np.zeros((1, 2, 2), bool), 1e-5) == 0.0
+
+
+def test_a_size_that_the_network_refuses_is_said() -> None:
+    torch = pytest.importorskip("torch")
+    with pytest.raises(SourceError, match=r"does not run at 4x6 \(.*\); export with --input-size"):
+        parity.run_source(torch.nn.AvgPool2d(9), np.zeros((1, 3, 4, 6), np.float32))
 
 
 def test_rows_are_plain_data_and_shared_code_is_marked() -> None:

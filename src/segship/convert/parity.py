@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from segship.errors import BarMissed
+from segship.errors import BarMissed, SourceError
 from segship.families.onnx_source import OnnxNetwork
 from segship.inference.images import read_image
 from segship.inference.prediction import Prediction, decode
@@ -75,14 +75,22 @@ class Reference:
 def run_source(network: nn.Module | OnnxNetwork, x: np.ndarray) -> tuple[np.ndarray, ...]:
     """Every output of the source network for x (N, C, H, W) float32, as float32 arrays.
 
-    A torch network runs in PyTorch, a ready-made graph as it came in ONNX Runtime.
+    A torch network runs in PyTorch, a ready-made graph as it came in ONNX Runtime. Raises SourceError for an input that the
+    network itself refuses, such as a picture smaller than what it pools.
     """
     if isinstance(network, OnnxNetwork):
         return network(x)
     import torch
 
-    with torch.inference_mode():
-        result = network(torch.from_numpy(np.ascontiguousarray(x)))
+    try:
+        with torch.inference_mode():
+            result = network(torch.from_numpy(np.ascontiguousarray(x)))
+    except (RuntimeError, ValueError, AssertionError) as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise SourceError(
+            f"the network does not run at {'x'.join(map(str, x.shape[2:]))} ({lines[0][:200]}); export with --input-size HxW, "
+            "a size that it takes"
+        ) from error
     outputs = [result] if isinstance(result, torch.Tensor) else list(result)
     return tuple(output.float().numpy() for output in outputs)
 
