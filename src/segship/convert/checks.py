@@ -10,6 +10,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from segship.engines import BUILT_IN, get_engine
 from segship.engines.processor import processor
 from segship.errors import EngineMissing, OutputError, PackageError, UsageError
@@ -93,6 +95,15 @@ def other_sizes(recipe: Recipe) -> list[tuple[int, int]]:
     (height, width), (down, across) = network_size(recipe), recipe.network.size_multiple
     small = (max(2 * down, height // 2 // down * down), max(4 * across, width // across * across))
     return [small, (height + down, width + 2 * across)]
+
+
+def bare_input(x: np.ndarray, recipe: Recipe) -> np.ndarray:
+    """What the bare network takes of a prepared picture (C, h, w): of one in windows the first, at a size that it takes."""
+    if recipe.tiling is None:
+        return x
+    sides = zip(x.shape[1:], recipe.tiling.window, recipe.network.size_multiple, strict=True)
+    height, width = (max(multiple, min(side, window) // multiple * multiple) for side, window, multiple in sides)
+    return np.ascontiguousarray(x[:, :height, :width])
 
 
 @contextmanager

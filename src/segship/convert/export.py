@@ -253,7 +253,8 @@ def _prove(
                 rows += parity.compare_trace(name, expected, predictor.golden_trace(picture), tolerance, source.recipe)
                 for label, x in _further_inputs(check_recipe(source.recipe), expected, picture):
                     rows += _compare_network(source, predictor, name, label, x, tolerance)
-                executed.append(_executed(predictor, _bare(expected.prepared.x, check_recipe(source.recipe))[None]))
+                bare = checks.bare_input(expected.prepared.x, check_recipe(source.recipe))
+                executed.append(_executed(predictor, bare[None]))
     return rows, executed
 
 
@@ -286,7 +287,7 @@ def _compare_network(
 
 def _further_inputs(recipe: Recipe, expected: Reference, picture: bytes) -> list[tuple[str, np.ndarray]]:
     """A batch of different inputs, and the picture at other sizes where the graph takes them."""
-    x = _bare(expected.prepared.x, recipe)
+    x = checks.bare_input(expected.prepared.x, recipe)
     several = np.stack([x, x[:, ::-1], x[:, :, ::-1]][: BATCHES[-1]])
     found = [(f"batch {len(several)}", np.ascontiguousarray(several))]
     if recipe.network.size is None:
@@ -296,15 +297,6 @@ def _further_inputs(recipe: Recipe, expected: Reference, picture: bytes) -> list
         image = read_image(picture, recipe.input)
         for height, width in checks.other_sizes(recipe):
             sized = checks.with_size(recipe, height, width)
-            other = _bare(prepare(image, sized).x, recipe)
+            other = checks.bare_input(prepare(image, sized).x, recipe)
             found.append((f"{other.shape[1]}x{other.shape[2]}", other[None]))
     return found
-
-
-def _bare(x: np.ndarray, recipe: Recipe) -> np.ndarray:
-    """What the bare network takes of a prepared picture (C, h, w): of one in windows the first, at a size that it takes."""
-    if recipe.tiling is None:
-        return x
-    sides = zip(x.shape[1:], recipe.tiling.window, recipe.network.size_multiple, strict=True)
-    height, width = (max(multiple, min(side, window) // multiple * multiple) for side, window, multiple in sides)
-    return np.ascontiguousarray(x[:, :height, :width])

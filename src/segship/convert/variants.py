@@ -14,7 +14,6 @@ from segship.convert.calibration import Calibration
 from segship.convert.quantize import relative_error
 from segship.engines import DEFAULT_ENGINE, SessionOptions, get_engine, open_session
 from segship.errors import BarMissed
-from segship.inference import tiling as windows
 from segship.inference.images import read_image
 from segship.inference.preprocess import prepare
 from segship.inference.views import check_recipe
@@ -117,13 +116,8 @@ def golden_inputs(golden: Golden, recipe: Recipe) -> list[np.ndarray]:
         from segship.convert.calibration_volume import golden_windows
 
         return golden_windows(golden.input_bytes, recipe)
-    x = prepare(read_image(golden.input_bytes, recipe.input, name=golden.input_name), check_recipe(recipe)).x
-    if recipe.tiling is not None:
-        x = windows.cut(x, (0, 0), check_recipe(recipe).tiling or recipe.tiling)
-    height, width = (
-        side // multiple * multiple for side, multiple in zip(x.shape[1:], recipe.network.size_multiple, strict=True)
-    )
-    x = x[:, :height, :width]
+    small = check_recipe(recipe)
+    x = checks.bare_input(prepare(read_image(golden.input_bytes, recipe.input, name=golden.input_name), small).x, small)
     return [x, x[:, ::-1], x[:, :, ::-1], x[:, ::-1, ::-1]]
 
 
