@@ -69,17 +69,25 @@ def _memory_gib() -> float | None:
 def executed_by(predictor: Predictor, source: Any) -> Executed:
     """Which number types the convolutions of this predictor's graph really ran in, from a profiled run of ``source``.
 
-    The record that the package already holds for the same engine, version, device and processor is taken as it is.
+    The record that the package already holds is taken as it is, see `recorded`.
     """
+    known = recorded(predictor)
+    if known is not None:
+        return known
+    x = example_input(predictor, source)
+    compiled = predictor.members.fixed_batch(predictor.batch)
+    session = predictor.members.sessions(predictor.batch, x.shape[2:])[0]  # which takes this very size
+    return session.executed(x if compiled is None else x.repeat(compiled, axis=0))
+
+
+def recorded(predictor: Predictor) -> Executed | None:
+    """The package's own record of what executed in this engine, version, device and processor; None where it has none."""
     session = predictor.sessions[0]
     for known in predictor.variant.executed:
         same = (known.engine, known.version, known.device) == (session.engine, session.version, session.device)
         if same and known.processor == processor().label and known.evidence == "profile":
             return known
-    x = example_input(predictor, source)
-    compiled = predictor.members.fixed_batch(predictor.batch)
-    session = predictor.members.sessions(predictor.batch, x.shape[2:])[0]  # which takes this very size
-    return session.executed(x if compiled is None else x.repeat(compiled, axis=0))
+    return None
 
 
 def example_input(predictor: Predictor, source: Any) -> np.ndarray:

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from segship.engines.processor import processor
 from segship.errors import SegshipError, UsageError
 from segship.inference.predictor import Predictor
 from segship.inference.volume_cases import Case
@@ -18,7 +17,8 @@ from segship.inference.volume_files import write_case
 from segship.inference.volume_network import first_tiles
 from segship.inference.volume_predictor import VolumePredictor, open_previous
 from segship.inference.volumes import Volume
-from segship.manifest import Executed, VolumeInput
+from segship.manifest import VolumeInput
+from segship.measure.environment import recorded
 from segship.measure.inspect import describe
 from segship.serve import memory
 from segship.serve.metrics import VolumeMetrics
@@ -165,19 +165,11 @@ class VolumeService:
         return {
             **describe(self.predictor.package),
             "tiling": tiling.model_dump(mode="json"),
-            "serving": running(self.predictor, self._executed()) | {"network_memory_bytes": self.bounds.base},
+            # a profiled run of this graph would take a second copy in memory: only what is known is told
+            "serving": running(self.predictor, recorded(self.predictor)) | {"network_memory_bytes": self.bounds.base},
             "outputs": ["labels", "preview", "planes", "probabilities"],
             "limits": self.options.limits() | {"memory_bytes": self.bounds.memory},
         }
-
-    def _executed(self) -> Executed | None:
-        """The package's own record for this engine and processor; a profiled run would take a second copy in memory."""
-        session = self.predictor.sessions[0]
-        for known in self.predictor.variant.executed:
-            same = (known.engine, known.version, known.device) == (session.engine, session.version, session.device)
-            if same and known.processor == processor().label and known.evidence == "profile":
-                return known
-        return None
 
 
 def _first_stage(predictor: VolumePredictor) -> VolumePredictor | None:
