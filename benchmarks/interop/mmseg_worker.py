@@ -5,18 +5,16 @@ One JSON request a line on stdin, one JSON answer a line on stdout. ``run`` is w
 careful user adds: inference_mode and channels_last; "bf16" computes convolutions in bfloat16.
 """
 
-import json
 import os
 import runpy
-import sys
 import zlib
-from importlib import metadata
 from pathlib import Path
 
 # The one file, not the package around it: what is measured here is mmseg's memory.
 STUB = Path(__file__).resolve().parents[2] / "src" / "segship" / "families" / "mmcv_stub.py"
 runpy.run_path(str(STUB))["install_stub"]()
 
+import answering  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from mmengine.config import Config  # noqa: E402
@@ -127,20 +125,11 @@ def peak():
 
 
 def about():
-    names = ("mmsegmentation", "mmengine", "mmcv-lite", "torch", "numpy", "pillow")
-    return {"python": sys.version.split()[0]} | {name: metadata.version(name) for name in names}
+    return answering.versions("mmsegmentation", "mmengine", "mmcv-lite", "torch", "numpy", "pillow")
 
 
 REQUESTS = {"make": make_checkpoint, "open": open_model, "run": run, "tuned": run_tuned, "peak": peak, "about": about}
 
 if __name__ == "__main__":
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
-    answers = sys.stdout
-    sys.stdout = sys.stderr
-    for line in sys.stdin:
-        request = json.loads(line)
-        try:
-            answer = REQUESTS[request.pop("do")](**request)
-        except Exception as error:
-            answer = {"error": f"{type(error).__name__}: {error}"}
-        print(json.dumps(answer), file=answers, flush=True)
+    answering.answer(REQUESTS)

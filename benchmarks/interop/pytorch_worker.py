@@ -11,12 +11,10 @@ tuned   the same pixels with what a careful user adds: inference_mode, channels_
 """
 
 import copy
-import json
 import os
-import sys
-from importlib import metadata
 from pathlib import Path
 
+import answering
 import numpy as np
 import torch
 from PIL import Image
@@ -89,20 +87,11 @@ def run_tuned(name, files, output, kind="tuned", bf16=False):
 
 
 def about():
-    names = ("torch", "scikit-image", "pillow", "numpy")
-    return {"python": sys.version.split()[0]} | {name: metadata.version(name) for name in names}
+    return answering.versions("torch", "scikit-image", "pillow", "numpy")
 
 
 REQUESTS = {"open": open_model, "compile": compile_model, "users": run_users, "tuned": run_tuned, "about": about}
 
 if __name__ == "__main__":
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
-    answers = sys.stdout
-    sys.stdout = sys.stderr
-    for line in sys.stdin:
-        request = json.loads(line)
-        try:
-            answer = REQUESTS[request.pop("do")](**request)
-        except Exception as error:
-            answer = {"error": f"{type(error).__name__}: {error}"}
-        print(json.dumps(answer), file=answers, flush=True)
+    answering.answer(REQUESTS)

@@ -4,11 +4,9 @@ One JSON request a line on stdin, one JSON answer a line on stdout. ``run`` does
 folder: one session, one file after the other, the file's bytes in, a PNG of the mask out.
 """
 
-import json
-import sys
-from importlib import metadata
 from pathlib import Path
 
+import answering
 from rembg import new_session, remove
 
 sessions = {}
@@ -27,19 +25,10 @@ def run(name, files, output):
 
 
 def about():
-    names = ("rembg", "onnxruntime", "pillow", "scikit-image", "numpy")
-    return {"python": sys.version.split()[0]} | {name: metadata.version(name) for name in names}
+    return answering.versions("rembg", "onnxruntime", "pillow", "scikit-image", "numpy")
 
 
 REQUESTS = {"open": open_model, "run": run, "about": about}
 
 if __name__ == "__main__":
-    answers = sys.stdout
-    sys.stdout = sys.stderr  # whatever the library prints must not get between the answers
-    for line in sys.stdin:
-        request = json.loads(line)
-        try:
-            answer = REQUESTS[request.pop("do")](**request)
-        except Exception as error:
-            answer = {"error": f"{type(error).__name__}: {error}"}
-        print(json.dumps(answer), file=answers, flush=True)
+    answering.answer(REQUESTS)
