@@ -313,19 +313,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for contestant in only:
                 run(contestant, scene, notes, options)
                 compare(scene, notes, options)
-    notes.data["about"] = about(options)
-    notes.save()
-    text = report(notes)
-    print(text)
-    if options.markdown:
-        options.markdown.write_text(f"{text}\n")
-    return 3 if options.require and "MISSED" in text else 0
-
-
-def about(options: argparse.Namespace) -> dict[str, Any]:
-    from segship.measure.environment import environment
-
-    return environment() | {"threads": options.threads}
+    return parts.finish(notes, report, options)
 
 
 if __name__ == "__main__":

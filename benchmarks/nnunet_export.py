@@ -249,15 +249,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for classes in map(int, options.classes.split(",")):
         for side in options.only.split(","):
             run(side, classes, options, notes)
-    from segship.measure.environment import environment
-
-    notes.data["about"] = environment() | {"threads": options.threads}
-    notes.save()
-    text = report(notes)
-    print(text)
-    if options.markdown:
-        options.markdown.write_text(f"{text}\n")
-    return 3 if options.require and "MISSED" in text else 0
+    return parts.finish(notes, report, options)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import re
@@ -161,6 +162,19 @@ class Notes:
         temporary = self.path.with_suffix(".tmp")
         temporary.write_text(json.dumps(self.data, indent=1, sort_keys=True) + "\n")
         temporary.replace(self.path)
+
+
+def finish(notes: Notes, report: Callable[[Notes], str], options: argparse.Namespace) -> int:
+    """Note the machine, tell the report (``options.markdown``: also a file); 3 where ``options.require`` and a target is missed."""
+    from segship.measure.environment import environment
+
+    notes.data["about"] = environment() | {"threads": options.threads}
+    notes.save()
+    text = report(notes)
+    print(text)
+    if options.markdown:
+        options.markdown.write_text(f"{text}\n")
+    return 3 if options.require and "MISSED" in text else 0
 
 
 def middle(entry: Mapping[str, Any], what: str) -> float:

@@ -188,10 +188,7 @@ def verdicts(contestants: Sequence[Contestant], timings: dict[str, Timing], net:
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photos", type=Path, help="folder of photos (.jpg, .jpeg, .png)")
-    parser.add_argument("--nets", default="u2netp,u2net")
-    parser.add_argument("--u2netp", type=Path, metavar="PTH", help="its weights [seeded ones]")
-    parser.add_argument("--u2net", type=Path, metavar="PTH", help="its weights [seeded ones]")
-    parser.add_argument("--work", type=Path, default=Path("runs/u2net_benchmark"), help="weights and packages are kept")
+    parts.add_networks(parser)
     parser.add_argument("--times", type=int, default=2, help="how often a turn takes the photos [2]")
     parser.add_argument("--batch", type=int, default=1, help="of segship [1]")
     parser.add_argument("--streams", type=int, default=1, help="of segship [1]")

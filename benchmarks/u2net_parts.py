@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import os
@@ -144,6 +145,14 @@ def lay_photos(photos: Path, folder: Path, times: int) -> list[Path]:
             link.symlink_to(photo.resolve())
             laid.append(link)
     return laid
+
+
+def add_networks(parser: argparse.ArgumentParser) -> None:
+    """Which networks, their weights, and where what is made of them is kept."""
+    parser.add_argument("--nets", default="u2netp,u2net")
+    parser.add_argument("--u2netp", type=Path, metavar="PTH", help="its weights [seeded ones]")
+    parser.add_argument("--u2net", type=Path, metavar="PTH", help="its weights [seeded ones]")
+    parser.add_argument("--work", type=Path, default=Path("runs/u2net_benchmark"), help="weights and packages are kept")
 
 
 class Worker:

@@ -61,12 +61,9 @@ def rows_of(net: str, result: BenchmarkResult) -> list[list[str]]:
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photos", type=Path, help="folder of photos; they also calibrate int8 and int16")
-    parser.add_argument("--nets", default="u2netp,u2net")
-    parser.add_argument("--u2netp", type=Path, metavar="PTH", help="its weights [seeded ones]")
-    parser.add_argument("--u2net", type=Path, metavar="PTH", help="its weights [seeded ones]")
+    parts.add_networks(parser)
     parser.add_argument("--precisions", default=",".join(PRECISIONS))
     parser.add_argument("--engines", default="openvino,onnxruntime")
-    parser.add_argument("--work", type=Path, default=Path("runs/u2net_benchmark"), help="weights and packages are kept")
     parser.add_argument("--threads", type=int, default=processor().cores)
     parser.add_argument("--iterations", type=int, default=3, help="calls a turn [3]")
     parser.add_argument("--repeat", type=int, default=3, help="turns of each setting [3]")
