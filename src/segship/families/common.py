@@ -111,9 +111,18 @@ def seed_weights(network: nn.Module, seed: int, *, gain: float, scales: str) -> 
     network.load_state_dict(state)
 
 
+def parameter_count(network: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
 def _is_norm(key: str, network: nn.Module) -> bool:
     module = network.get_submodule(key.rsplit(".", 1)[0]) if "." in key else network
     return isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d)
+
+
+def listed(text: str) -> list[str]:
+    """'a, b' -> ['a', 'b']"""
+    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def package_name(checkpoint: Checkpoint, said: str | None, generic: Sequence[str] = ("model",)) -> str:
@@ -129,7 +138,7 @@ def manifest_name(name: str) -> str:
 
 def class_labels(classes: int, names: str | None, default: Sequence[str]) -> tuple[Label, ...]:
     """Labels 1, 2 … of independent classes; ``names`` comma-separated. UsageError for a wrong number of names."""
-    given = [name.strip() for name in names.split(",") if name.strip()] if names is not None else list(default)
+    given = listed(names) if names is not None else list(default)
     if len(given) != classes or len(set(given)) != classes:
         raise UsageError(f"--class-names needs {classes} different names, got {len(given)}")
     return tuple(Label(id=i + 1, name=name, color=COLORS[i % len(COLORS)]) for i, name in enumerate(given))

@@ -19,7 +19,15 @@ from torch import nn
 from segship.errors import SourceError
 from segship.families import Option, OptionValue, Source
 from segship.families.checkpoint import SUFFIXES, Checkpoint, open_checkpoint
-from segship.families.common import CLASS_NAMES, INPUT_SIZE, fill_network, package_name, seed_weights
+from segship.families.common import (
+    CLASS_NAMES,
+    INPUT_SIZE,
+    fill_network,
+    listed,
+    package_name,
+    parameter_count,
+    seed_weights,
+)
 from segship.families.mmseg_config import MAX_BYTES, Config
 from segship.families.mmseg_generic import OF_ANY_NETWORK, at_one_size, classes_of
 from segship.families.mmseg_keys import NotNative, Recognised, is_mmseg
@@ -194,7 +202,7 @@ def build_network(shape: NetworkShape, eps: float = 1e-5) -> Segmentor:
 def network_facts(shape: NetworkShape, architecture: str, network: nn.Module) -> NetworkFacts:
     return NetworkFacts(
         architecture=architecture,
-        parameters=sum(parameter.numel() for parameter in network.parameters()),
+        parameters=parameter_count(network),
         inputs=shape.inputs,
         channels=shape.classes,
         stride=shape.stride,
@@ -237,8 +245,9 @@ def _classes(
     """Names and colours, and where they were found: the option, the checkpoint's own words, the configuration."""
     names = options.get("class_names")
     if names is not None:
-        listed = [name.strip() for name in str(names).split(",") if name.strip()]
-        return make_classes(listed, _palette_of(checkpoint, settings, len(listed)), "--class-names"), "--class-names"
+        given_names = listed(str(names))
+        palette = _palette_of(checkpoint, settings, len(given_names))
+        return make_classes(given_names, palette, "--class-names"), "--class-names"
     meta = checkpoint.meta
     given_meta = meta.get("dataset_meta")
     about: Mapping[str, Any] = given_meta if isinstance(given_meta, Mapping) else {}

@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from segship.errors import SourceError
 from segship.families import Source
+from segship.families.common import parameter_count
 from segship.families.mmcv_stub import install_stub
 from segship.manifest import Pad, Resize, ResizeByFactor, ResizeKeepRatio, Step
 
@@ -92,7 +93,7 @@ def build(model: Mapping[str, Any], state_dict: Mapping[str, Tensor], *, name: s
         threshold=float(head.threshold) if segmentor.out_channels == 1 else None,
         stride=stride,
         size_multiple=multiple,
-        parameters=sum(parameter.numel() for parameter in network.parameters()),
+        parameters=parameter_count(network),
         test_cfg=dict(model.get("test_cfg") or {}),
     )
 

@@ -21,6 +21,7 @@ from segship.families.common import (
     STD,
     fill_network,
     package_name,
+    parameter_count,
     seed_weights,
 )
 from segship.families.u2net_onnx import LOOKS_FOR_ONNX, load_onnx, recognise_onnx
@@ -94,7 +95,7 @@ def load(checkpoint: Checkpoint, options: Mapping[str, OptionValue], *, force: b
     network = kind(3, classes, all_outputs=bool(options.get("all_outputs")))
     warnings = fill_network(network, checkpoint, set(network.state_dict()), TITLE)
     recipe_name, found_in = choose_recipe(options, checkpoint.path.stem, "upstream")
-    parameters = sum(parameter.numel() for parameter in network.parameters())
+    parameters = parameter_count(network)
     names = options.get("class_names")
 
     def make(name: str) -> Recipe:
@@ -135,7 +136,7 @@ def tiny() -> Source:
     chain = build_chain("upstream", {"input_size": (64, 64)}, 1)
     recipe = build_recipe(
         "tiny-u2net", chain, architecture="U2NET", classes=1, outputs=1, record={},
-        parameters=sum(parameter.numel() for parameter in network.parameters()),
+        parameters=parameter_count(network),
     )  # fmt: skip
     return Source(
         network=network.eval(), recipe=recipe, input_example_shape=(3, 64, 64),

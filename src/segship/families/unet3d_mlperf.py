@@ -16,7 +16,7 @@ from torch import Tensor
 from segship.errors import SourceError, UsageError
 from segship.families import Option, OptionValue, Source
 from segship.families.checkpoint import Checkpoint, take_other
-from segship.families.common import CLASS_NAMES, fill_network, package_name, read_yaml
+from segship.families.common import CLASS_NAMES, fill_network, listed, package_name, parameter_count, read_yaml
 from segship.families.unet3d_mlperf_recipe import BORDERS, Choices, Shape3, build_recipe
 from segship.networks.unet3d_mlperf import FILTERS, SIZE_MULTIPLE, Activation, Normalization, Unet3D
 
@@ -74,7 +74,7 @@ def load(checkpoint: Checkpoint, options: Mapping[str, OptionValue], *, force: b
     network = Unet3D(found.channels, found.classes, found.normalization, activation, found.filters).eval()
     warnings += fill_network(network, checkpoint, set(network.state_dict()), TITLE)
     choices = _choices(checkpoint, options)
-    parameters = sum(parameter.numel() for parameter in network.parameters())
+    parameters = parameter_count(network)
     recipe = build_recipe(
         name=package_name(checkpoint, None, ("model", "checkpoint", "model_final")),
         parameters=parameters,
@@ -227,7 +227,7 @@ def _choices(checkpoint: Checkpoint, options: Mapping[str, OptionValue]) -> Choi
     if len(values) != 1 or not 0 <= float(values[0]) < 1:
         raise UsageError(f"--overlap is a part of the window, 0 up to below 1, not {overlap}")
     pad_to = _sides(options.get("pad_to") or side.get("pad_to"), "--pad-to", WINDOW, least=0)
-    compat = [part.strip() for part in str(options.get("compat") or "").split(",") if part.strip()]
+    compat = listed(str(options.get("compat") or ""))
     if set(compat) - {CROP}:
         raise UsageError(f"--compat of a 3D U-Net knows '{CROP}', not '{', '.join(compat)}'")
     borders = options.get("borders") or side.get("borders") or "pad"
@@ -264,7 +264,7 @@ def _classes(count: int, options: Mapping[str, OptionValue]) -> tuple[str, ...]:
     given = options.get("class_names")
     if given is None:
         return KITS_CLASSES if count == len(KITS_CLASSES) else tuple(f"class {i + 1}" for i in range(count))
-    names = tuple(name.strip() for name in str(given).split(",") if name.strip())
+    names = tuple(listed(str(given)))
     if len(names) != count or len(set(names)) != count:
         raise UsageError(f"--class-names needs {count} different names (background apart), got {len(names)}")
     return names
@@ -293,7 +293,7 @@ def tiny() -> Source:
     window = (32, 64, 64)
     choices = Choices(window=window, overlap=OVERLAP, pad_to=window, as_stored=False, crop=False)
     recipe = build_recipe(
-        name="tiny-unet3d", parameters=sum(p.numel() for p in network.parameters()), channels=("CT",),
+        name="tiny-unet3d", parameters=parameter_count(network), channels=("CT",),
         classes=KITS_CLASSES, choices=choices, options={"activation": "relu"}, spacing=(0.7, 0.55, 0.55),
     )  # fmt: skip
     return Source(

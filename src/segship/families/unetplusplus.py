@@ -25,6 +25,7 @@ from segship.families.common import (
     contradictions,
     fill_network,
     package_name,
+    parameter_count,
     read_yaml,
 )
 from segship.families.unetplusplus_recipe import BGR_IMAGENET, INPUTS, RGB, Choices, Shape, build_recipe
@@ -80,7 +81,7 @@ def load(checkpoint: Checkpoint, options: Mapping[str, OptionValue], *, force: b
     warnings += _check_choices(checkpoint, choices, force)
     said = choices.config.get("name")
     name = package_name(checkpoint, None if said is None else str(said))
-    recipe = build_recipe(name, shape, choices, head, options, _count(network))
+    recipe = build_recipe(name, shape, choices, head, options, parameter_count(network))
     return Source(
         network=_ordered(network, head).eval(),
         recipe=recipe,
@@ -121,7 +122,7 @@ def tiny() -> Source:
     network.load_state_dict(state)
     shape = Shape(architecture="NestedUNet", deep_supervision=True, channels=3, classes=1)
     choices = Choices(upsample="bilinear", input=BGR_IMAGENET, size=(32, 32), found_in={}, config={}, warnings=())
-    recipe = build_recipe("tiny-unetplusplus", shape, choices, 1, {}, _count(network))
+    recipe = build_recipe("tiny-unetplusplus", shape, choices, 1, {}, parameter_count(network))
     return Source(
         network=network.eval(), recipe=recipe, input_example_shape=(3, 32, 32),
         provenance={"framework": "seeded weights, not trained"},
@@ -179,10 +180,6 @@ def _build(shape: Shape, upsample: Upsampling, head: int | None) -> nn.Module:
     if shape.architecture == "UNet":
         return UNet(shape.classes, shape.channels, upsample=upsample)
     return NestedUNet(shape.classes, shape.channels, shape.deep_supervision, upsample=upsample, head=head)
-
-
-def _count(network: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in network.parameters())
 
 
 class _FourthFirst(nn.Module):
