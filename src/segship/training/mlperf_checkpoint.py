@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from segship.errors import SourceError, UsageError
+from segship.errors import SourceError
+from segship.training import runs
 from segship.training.mlperf_options import FREE_ON_RESUME, Unet3dOptions
-from segship.training.runs import plain, save_state
+from segship.training.runs import load_state, save_state
 
 STATE, LOG, RESULT, CASES = "state.pt", "log.csv", "result.json", "cases.csv"
 LOG_HEADER = ("epoch", "lr", "train_loss", "L1 dice", "L2 dice", "mean_dice", "eval_loss")
@@ -95,19 +96,7 @@ def save_run(
 
 def load_run(path: Path, options: Unet3dOptions) -> dict[str, Any]:
     """The state of an interrupted run. UsageError where its options differ in what decides numbers."""
-    if not path.is_file():
-        raise UsageError(f"there is nothing to resume: {path} does not exist; start without --resume")
-    try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        then = state["options"]
-    except Exception as error:  # torch raises many kinds for a broken file
-        raise SourceError(f"{path} is no state of a run ({error}); start again without --resume") from error
-    now = options_record(options)
-    differing = sorted(name for name in now if then.get(name) != now[name])
-    if differing:
-        pairs = ", ".join(f"{name} was {then.get(name)!r}, is {now[name]!r}" for name in differing)
-        raise UsageError(f"the run of {path} was started with other options: {pairs}; give the same ones")
-    return state
+    return load_state(path, options_record(options))
 
 
 def sweep(path: Path) -> None:
@@ -136,8 +125,7 @@ def load_best(path: Path, best: Mapping[str, float]) -> dict[str, Any]:
 
 def options_record(options: Unet3dOptions) -> dict[str, Any]:
     """The options that decide a run's numbers, as plain values."""
-    values = {entry.name: plain(getattr(options, entry.name)) for entry in fields(options)}
-    return {name: value for name, value in values.items() if name not in FREE_ON_RESUME}
+    return runs.options_record(options, FREE_ON_RESUME)
 
 
 def random_states() -> dict[str, Any]:

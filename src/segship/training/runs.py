@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -68,10 +68,9 @@ def start_folder(folder: Path, options: UnetPlusPlusOptions) -> None:
     write_bytes(folder / EXTRA, extra_text(options).encode())
 
 
-def options_record(options: UnetPlusPlusOptions) -> dict[str, Any]:
-    """The options that decide a run's numbers, as plain values, for the state file."""
-    values = {entry.name: plain(getattr(options, entry.name)) for entry in fields(options)}
-    return {name: value for name, value in values.items() if name not in RESUMABLE}
+def options_record(options: Any, free: Collection[str] = RESUMABLE) -> dict[str, Any]:
+    """The options (a dataclass) that decide a run's numbers, as plain values, for the state file: all but the ``free``."""
+    return {entry.name: plain(getattr(options, entry.name)) for entry in fields(options) if entry.name not in free}
 
 
 def save_state(path: Path, state: Mapping[str, Any]) -> None:
@@ -83,20 +82,19 @@ def save_state(path: Path, state: Mapping[str, Any]) -> None:
         raise OutputError(f"{path} cannot be written ({error}); free some space and use --resume") from error
 
 
-def load_state(folder: Path, options: UnetPlusPlusOptions) -> dict[str, Any]:
-    """The state of an interrupted run; UsageError where its options differ from the present ones."""
-    path = folder / STATE
+def load_state(path: Path, now: Mapping[str, Any]) -> dict[str, Any]:
+    """The state of an interrupted run; UsageError where its options differ from ``now``, their record at present."""
     if not path.is_file():
         raise UsageError(f"there is nothing to resume: {path} does not exist; start without --resume")
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        then = state["options"]
     except Exception as error:  # torch raises many kinds for a broken file
         raise SourceError(f"{path} is no state of a run ({error}); start again without --resume") from error
-    then, now = state["options"], options_record(options)
     differing = sorted(name for name in now if then.get(name) != now[name])
     if differing:
         pairs = ", ".join(f"{name} was {then.get(name)!r}, is {now[name]!r}" for name in differing)
-        raise UsageError(f"the run in {folder} was started with other options: {pairs}; give the same ones")
+        raise UsageError(f"the run in {path.parent} was started with other options: {pairs}; give the same ones")
     return state
 
 

@@ -150,7 +150,7 @@ def _train(
     run = _start(options, len(order), device)
     training_ids = dsb2018.ids_hash(case.id for case in samples.cases)
     if options.resume:
-        _restore(run, runs.load_state(folder, options), training_ids)
+        _restore(run, runs.load_state(folder / runs.STATE, runs.options_record(options)), training_ids)
     elif first:
         runs.start_folder(folder, options)
     if first:
