@@ -14,9 +14,12 @@ from torch import nn
 from segship.errors import SourceError, UsageError
 from segship.families import Option
 from segship.families.checkpoint import Checkpoint
-from segship.manifest import Label
+from segship.manifest import Channel, ImageInput, Label
 
 MAX_YAML_BYTES = 1 << 20
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+"""per channel R, G, B in 0..1"""
 COLORS = ((0, 200, 0), (220, 40, 40), (50, 90, 240), (240, 200, 0), (200, 0, 200), (0, 200, 220), (255, 128, 0))
 
 INPUT_SIZE = Option(
@@ -154,6 +157,20 @@ def channel_constants(
         kind = "positive" if positive else "finite"
         raise UsageError(f"{flag} needs {channels} {kind} numbers, one per channel, not {', '.join(map(str, values))}")
     return values
+
+
+def opencv_input(channels: int, *, rgb: bool) -> ImageInput:
+    """Pictures as OpenCV reads them, turned by their EXIF rotation: grey for one channel, else R, G, B or B, G, R."""
+    if channels == 1:
+        return ImageInput(
+            reader="opencv:grey", channels=(Channel(name="grey"),), channel_order="grey", exif_rotation="apply"
+        )
+    return ImageInput(
+        reader="opencv:color",
+        channels=tuple(Channel(name=letter) for letter in ("RGB" if rgb else "BGR")),
+        channel_order="rgb" if rgb else "bgr",
+        exif_rotation="apply",
+    )
 
 
 def contradictions(config: Mapping[str, Any], said_by_weights: Mapping[str, Any], file: str) -> list[str]:

@@ -10,14 +10,13 @@ from typing import Any
 from segship.datasets import cityscapes_labels
 from segship.errors import SourceError
 from segship.families import OptionValue
+from segship.families.common import opencv_input
 from segship.families.mmseg_known import Classes
 from segship.families.mmseg_settings import Settings
 from segship.manifest import (
     Argmax,
     Augmentation,
-    Channel,
     Decode,
-    ImageInput,
     Label,
     Metric,
     Network,
@@ -86,7 +85,7 @@ def build_recipe(
         family="mmseg",
         description=f"{facts.architecture}, {len(classes.names)} classes{slide}",
         options=dict(record),
-        input=_input(settings, facts),
+        input=opencv_input(facts.inputs, rgb=settings.rgb),
         preprocess=steps,
         network=Network(
             architecture=facts.architecture,
@@ -167,20 +166,6 @@ def _numbers_in_files(classes: Classes) -> dict[int, int]:
     if classes.names == cityscapes_labels.NAMES:
         return dict(enumerate(cityscapes_labels.LABEL_IDS))
     return {index: index + 1 for index in range(len(classes.names))} if classes.reduce_zero_label else {}
-
-
-def _input(settings: Settings, facts: NetworkFacts) -> ImageInput:
-    if facts.inputs == 1:
-        return ImageInput(
-            reader="opencv:grey", channels=(Channel(name="grey"),), channel_order="grey", exif_rotation="apply"
-        )
-    letters = "RGB" if settings.rgb else "BGR"
-    return ImageInput(
-        reader="opencv:color",
-        channels=tuple(Channel(name=letter) for letter in letters),
-        channel_order="rgb" if settings.rgb else "bgr",
-        exif_rotation="apply",
-    )
 
 
 def _geometry(settings: Settings, size: tuple[int, int] | None) -> tuple[Step, ...]:

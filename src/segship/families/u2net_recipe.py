@@ -18,7 +18,7 @@ from typing import Any, get_args
 
 from segship.errors import UsageError
 from segship.families import Alternative, OptionValue, Source
-from segship.families.common import COLORS, channel_constants, class_labels
+from segship.families.common import COLORS, IMAGENET_MEAN, IMAGENET_STD, channel_constants, class_labels
 from segship.manifest import (
     Argmax,
     Channel,
@@ -45,8 +45,6 @@ METHODS: tuple[str, ...] = get_args(ImageResize)
 RESTORES = tuple(method for method in METHODS if not method.startswith("skimage:"))
 """what enlarges a finished mask; scikit-image's rules darken its border"""
 NORMALIZATIONS = ("rgb", "portrait-demo")
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 BLACK = 1e-6
 """an all-black picture is divided by this instead of by 0, which gave upstream NaN (rembg's rule)"""
 THRESHOLD = 0.5

@@ -15,9 +15,8 @@ import numpy as np
 
 from segship.errors import SourceError, UsageError
 from segship.families import OptionValue
-from segship.families.common import channel_constants, class_labels
+from segship.families.common import IMAGENET_MEAN, IMAGENET_STD, channel_constants, class_labels, opencv_input
 from segship.manifest import (
-    Channel,
     Decode,
     Divide,
     ImageInput,
@@ -37,8 +36,6 @@ BGR_IMAGENET = "bgr-imagenet-div255"
 RGB = "rgb-div255"
 INPUTS = (BGR_IMAGENET, RGB)
 DEFAULT_SIZE = (96, 96)
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,21 +119,11 @@ def _input_and_steps(
 ) -> tuple[ImageInput, tuple[Step, ...]]:
     height, width = choices.size
     resize = Resize(height=height, width=width, method="opencv:linear")
-    if channels == 1:
-        image = ImageInput(
-            reader="opencv:grey", channels=(Channel(name="grey"),), channel_order="grey", exif_rotation="apply"
-        )
-    elif channels == 3:
-        letters = "BGR" if choices.input == BGR_IMAGENET else "RGB"
-        order: Any = letters.lower()
-        image = ImageInput(
-            reader="opencv:color", channels=tuple(Channel(name=c) for c in letters), channel_order=order,
-            exif_rotation="apply",
-        )  # fmt: skip
-    else:
+    if channels not in (1, 3):
         raise SourceError(
             f"the network takes {channels} channels; pictures are read with 1 (grey) or 3 (colour), so it cannot be used here"
         )
+    image = opencv_input(channels, rgb=choices.input != BGR_IMAGENET)
     if choices.input == RGB:
         if options.get("mean") is not None or options.get("std") is not None:
             raise UsageError("--mean and --std belong to --input bgr-imagenet-div255; rgb-div255 only divides by 255")
