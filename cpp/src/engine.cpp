@@ -107,12 +107,31 @@ EngineError unreadable(const std::string& graph, const std::exception& error) {
                        "); the file is damaged or is no ONNX: check the package with `segship verify`, or export it again");
 }
 
-// An ONNX file begins with one of its fields. OpenVINO asks every reader it has about another file, and some talk.
-bool begins_as_onnx(const std::string& graph) {
+// A whole number in protobuf's writing; false at the end of the file, or where there is none.
+bool read_varint(std::istream& file, std::uint64_t& value) {
+    value = 0;
+    for (int shift = 0; shift < 64; shift += 7) {
+        const int byte = file.get();
+        if (byte < 0) return false;
+        value |= static_cast<std::uint64_t>(byte & 0x7F) << shift;
+        if (byte < 0x80) return true;
+    }
+    return false;
+}
+
+// An ONNX file is a row of fields that ends with the file. OpenVINO asks every reader it has about another one, and some of
+// them talk about it.
+bool is_row_of_fields(const std::string& graph, std::uint64_t size) {
     std::ifstream file(graph, std::ios::binary);
-    const int first = file.get();
-    const int field = first >> 3, kind = first & 7;
-    return first >= 0 && first < 0x80 && field >= 1 && field <= 25 && (kind == 0 || kind == 2);
+    for (std::uint64_t at = 0; at < size; at = static_cast<std::uint64_t>(file.tellg())) {
+        std::uint64_t tag = 0, value = 0;
+        if (!read_varint(file, tag) || tag >> 3 == 0 || tag >> 3 > 100 || !read_varint(file, value)) return false;
+        if ((tag & 7) == 0) continue;
+        const auto here = static_cast<std::uint64_t>(file.tellg());
+        if ((tag & 7) != 2 || value > size - here) return false;
+        file.seekg(static_cast<std::streamoff>(value), std::ios::cur);
+    }
+    return true;
 }
 
 std::shared_ptr<ov::Model> read_model(const std::string& graph) {
@@ -132,7 +151,7 @@ void check_graph(const std::string& graph) {
     if (size == 0) {
         throw EngineError(graph + ": the graph is empty; copy the package again, or check it with `segship verify`");
     }
-    if (!begins_as_onnx(graph)) throw unreadable(graph, std::runtime_error("it does not begin as one"));
+    if (!is_row_of_fields(graph, size)) throw unreadable(graph, std::runtime_error("it is cut short or another file"));
 }
 
 ov::PartialShape only_input(const std::string& graph, const std::vector<ov::Output<const ov::Node>>& inputs) {

@@ -11,7 +11,9 @@ namespace segship {
 
 namespace {
 
-constexpr std::size_t SHAPES_KEPT = 8;  // opened graphs of a static variant, one a batch and size
+constexpr std::size_t SHAPES_KEPT = 8;           // opened graphs of a static variant, one a batch and size
+constexpr std::size_t LONE_OPENED = 3;           // graphs opened for one large size each, at most
+constexpr std::size_t PIXELS_AT_ONCE = 1 << 20;  // that share a batch in packages that take several sizes
 
 Shape up_to_multiples(Shape sides, const Json& manifest) {
     const auto multiples = manifest.at("network").at("size_multiple").get<std::vector<std::size_t>>();
@@ -85,21 +87,47 @@ void Members::open(std::size_t batch) {
     sessions(batch, {});
 }
 
-std::shared_ptr<Members::Sessions> Members::sessions(std::size_t count, const Shape& sides) {
+// The one input shape that the graph for `count` inputs is opened for; empty: any shape.
+Shape Members::shape_for(std::size_t count, const Shape& sides) {
+    if (!options_.static_shape.empty()) return options_.static_shape;
+    const std::size_t size = fixed_batch(count);
+    if (size == 0) return lone_shape(count, sides);
     const Json& manifest = package_.manifest();
-    SessionOptions options = options_;
-    if (const std::size_t size = fixed_batch(count); size != 0 && options.static_shape.empty()) {
-        const Json& network = manifest.at("network");
-        Shape chosen = sides;
-        if (chosen.empty()) chosen = network.at("size").is_null() ? usual_size(manifest) : network.at("size").get<Shape>();
-        if (chosen.empty()) {
-            throw PackageError("package '" + field<std::string>(manifest, "name") +
-                               "' has static variants but no fixed input size; compile it again");
-        }
-        options.static_shape = {size, network.at("input_channels").get<std::size_t>()};
-        options.static_shape.insert(options.static_shape.end(), chosen.begin(), chosen.end());
+    const Json& network = manifest.at("network");
+    Shape chosen = sides;
+    if (chosen.empty()) chosen = network.at("size").is_null() ? usual_size(manifest) : network.at("size").get<Shape>();
+    if (chosen.empty()) {
+        throw PackageError("package '" + field<std::string>(manifest, "name") +
+                           "' has static variants but no fixed input size; compile it again");
     }
+    Shape shape{size, network.at("input_channels").get<std::size_t>()};
+    shape.insert(shape.end(), chosen.begin(), chosen.end());
+    return shape;
+}
+
+// (1, C, h, w) of a picture so large that it shares no batch; empty for others, and after LONE_OPENED of them. An engine
+// that is told the one shape it will see plans its memory ahead: a street scene then takes a third to a half less of it.
+// Opening a graph costs seconds, so a folder whose large pictures all differ soon runs on the graph of any size.
+Shape Members::lone_shape(std::size_t count, const Shape& sides) {
+    const Json& manifest = package_.manifest();
+    if (!manifest.at("network").at("size").is_null() || manifest.at("input").at("kind") != "image") return {};
+    if (!sides.empty() && count > 1) return {};
+    const Shape chosen = sides.empty() ? usual_size(manifest) : sides;
+    if (chosen.empty() || 2 * elements(chosen) <= PIXELS_AT_ONCE) return {};
+    Shape shape{1, manifest.at("network").at("input_channels").get<std::size_t>()};
+    shape.insert(shape.end(), chosen.begin(), chosen.end());
+    const auto is_same = [&](const auto& entry) { return entry.first == shape; };
+    if (std::any_of(opened_.begin(), opened_.end(), is_same)) return shape;
+    if (lone_shapes_.size() == LONE_OPENED) return {};
+    for (const Shape& earlier : lone_shapes_) opened_.remove_if([&](const auto& entry) { return entry.first == earlier; });
+    lone_shapes_.push_back(shape);
+    return shape;
+}
+
+std::shared_ptr<Members::Sessions> Members::sessions(std::size_t count, const Shape& sides) {
     const std::lock_guard<std::mutex> lock(guard_);
+    SessionOptions options = options_;
+    options.static_shape = shape_for(count, sides);
     for (const auto& [shape, found] : opened_) {
         if (shape == options.static_shape) return found;
     }

@@ -38,6 +38,8 @@ public:
 private:
     using Sessions = std::vector<std::unique_ptr<Session>>;
     std::shared_ptr<Sessions> sessions(std::size_t count, const Shape& sides);
+    Shape shape_for(std::size_t count, const Shape& sides);
+    Shape lone_shape(std::size_t count, const Shape& sides);
     std::vector<Array<float>> checked(const Session& session, const Array<float>& x) const;
 
     const Package& package_;
@@ -46,6 +48,7 @@ private:
     std::vector<std::string> names_;
     std::mutex guard_;
     std::list<std::pair<Shape, std::shared_ptr<Sessions>>> opened_;
+    std::vector<Shape> lone_shapes_;
 };
 
 // (height, width) of the network's input: its window, or what a picture is resized to; empty for a network of no fixed
