@@ -29,7 +29,7 @@ from segship.inference.journal import (
 from segship.inference.predictor import Failure
 from segship.inference.volume_budget import Budget, choose_setting
 from segship.inference.volume_cases import Case, find_cases
-from segship.inference.volume_cost import Cost, cost_of, in_words, peak_of, process_memory, process_peak
+from segship.inference.volume_cost import Cost, cost_of, in_words, peak_of, process_peak
 from segship.inference.volume_files import write_case
 from segship.inference.volume_network import TileOptions, first_tiles
 from segship.inference.volume_prediction import VOLUME_SUFFIXES
@@ -299,7 +299,7 @@ def _plan(
     tiles = max((cost.passes for cost in known), default=0) // (mirrors * members)
     memory, overlap, base = None, True, 0
     if known and measure:
-        base = _measured_base(predictor, options, max(cost.passes for cost in known) // members)
+        base = predictor.measured_memory(options.tiles, max(cost.passes for cost in known) // members)
         memory = max(process_peak(), base + peak_of(known))
         if options.memory is not None and memory > options.memory:
             memory, overlap = max(process_peak(), base + max(cost.bytes for cost in known)), False
@@ -312,14 +312,6 @@ def _plan(
         memory=memory,
         overlap=overlap,
     )
-
-
-def _measured_base(predictor: VolumePredictor, options: CaseOptions, most: int) -> int:
-    """The process with its engine, after one batch of windows has run; what a larger batch takes is reckoned from it."""
-    before = process_memory()
-    ran, batch = predictor.run_one_window(options.tiles, most)
-    after = process_memory()
-    return after + int(max(0, after - before) * (batch / ran - 1))
 
 
 def _too_much(job: _Job, plan: Plan, options: CaseOptions) -> str | None:

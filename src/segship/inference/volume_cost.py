@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -64,7 +65,7 @@ def cost_of(
         return cost_of_extent(
             replace(found, file_bytes=largest), recipe, tiles, probabilities=probabilities, image=image
         )
-    except (SegshipError, OSError, ValueError, ZeroDivisionError, OverflowError):
+    except (SegshipError, OSError, EOFError, zlib.error, ValueError, ZeroDivisionError, OverflowError):
         return None
 
 
@@ -101,8 +102,11 @@ def header_of(path: Path, spec: VolumeInput) -> Extent | None:
     if spec.reader == "image-2d":
         from PIL import Image
 
-        with Image.open(path) as picture:
-            return Extent(shape=(1, picture.height, picture.width), spacing=PICTURE_SPACING, stored_bytes=2)
+        try:
+            with Image.open(path) as picture:
+                return Extent(shape=(1, picture.height, picture.width), spacing=PICTURE_SPACING, stored_bytes=2)
+        except Exception:  # Pillow raises nearly anything on hostile bytes
+            return None
     if spec.reader == "tiff-3d" or not path.name.lower().endswith((".nii", ".nii.gz")):
         return None
     with path.open("rb") as raw:
@@ -172,6 +176,11 @@ def in_words(size: int) -> str:
 
 def process_peak() -> int:
     """The most memory that this process has held so far, in bytes; 0 where the system does not tell."""
+    try:  # getrusage also counts what the parent held when it started this process
+        status = Path("/proc/self/status").read_text()
+        return int(status.split("VmHWM:")[1].split()[0]) * 1024
+    except (OSError, ValueError, IndexError):
+        pass
     try:
         import resource
     except ImportError:

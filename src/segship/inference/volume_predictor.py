@@ -18,6 +18,7 @@ from segship.inference.pipeline import ordered_map
 from segship.inference.predictor import Failure, Predictor
 from segship.inference.volume_cases import Case
 from segship.inference.volume_chain import PreparedVolume, prepare_volume
+from segship.inference.volume_cost import process_memory
 from segship.inference.volume_network import Progress, TileOptions, batch_of, first_tiles, scores
 from segship.inference.volume_prediction import VolumePrediction
 from segship.inference.volumes import Volume, read_labels, read_volume, sample_volume
@@ -25,6 +26,8 @@ from segship.manifest import VolumeInput
 
 _WORTH_A_BATCH = 4
 """batches of a case from which on one more, of empty windows, is little"""
+_IMPORTED_LATER = 48 << 20
+"""bytes of libraries that a case's way imports (scipy's filters, nibabel), and of threads"""
 VolumeSource = Any
 """str | Path, a sequence of them (one file a channel), (array, spacing), or a Volume"""
 
@@ -134,6 +137,14 @@ class VolumePredictor(Predictor):
         for one in self.passes(options):
             one(x)
         return ran, batch
+
+    def measured_memory(self, tiles: TileOptions | None = None, most: int | None = None) -> int:
+        """Bytes of this process with its engine once a batch of windows has run (`run_one_window`), before any case; what a
+        larger batch takes is reckoned from that one."""
+        before = process_memory()
+        ran, batch = self.run_one_window(tiles, most)
+        after = process_memory()
+        return after + _IMPORTED_LATER + int(max(0, after - before) * (batch / ran - 1))
 
     def golden_trace(self, sample: bytes) -> dict[str, np.ndarray]:
         """`trace` of a package's golden sample, without mirroring: eight times the work would prove nothing more."""
