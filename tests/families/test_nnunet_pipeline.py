@@ -115,16 +115,28 @@ def test_labels_of_v2_with_two_folds_and_eight_mirrorings(
     assert np.mean(found.labels == arrays["labels"]) >= 0.999
 
 
-@pytest.mark.parametrize("case", ["png", "torchres", "2d", "aniso"])
+@pytest.mark.parametrize("case", ["png", "torchres", "2d", "aniso", "cascade"])
 def test_half_precision_sums_reproduce_upstreams_own_labels(
     case: str, v2: Open, shared: Path, reference_case: Callable[[str], Any]
 ) -> None:
     about, arrays = reference_case(f"nnunet_v2_{case}")
+    files, previous = files_of(about, shared), previous_of(about, shared)
     with v2(case, "pytorch") as predictor:
-        exact = predictor(files_of(about, shared), tiles=TileOptions(half_sums=True))
-        plain = predictor(files_of(about, shared))
-    assert np.mean(exact.labels == arrays["labels"]) >= 0.99999
+        exact = predictor(files, previous=previous, tiles=TileOptions(half_sums=True))
+        plain = predictor(files, previous=previous)
+    # one voxel may lie so that float32's last digit decides which half number its score becomes
+    assert np.sum(exact.labels != arrays["labels"]) <= max(1, 1e-5 * arrays["labels"].size)
     assert np.mean(plain.labels == arrays["labels_fp32"]) >= 0.9999
+
+
+@pytest.mark.parametrize("case", SMALL)
+def test_logits_of_v2_on_openvino(case: str, v2: Open, shared: Path, reference_case: Callable[[str], Any]) -> None:
+    about, arrays = reference_case(f"nnunet_v2_{case}")
+    with v2(case) as predictor:
+        prepared = predictor.prepare(files_of(about, shared), previous_of(about, shared))
+        found = predictor.scores(prepared)
+    part = found[tuple(slice(None, None, step) for step in about["strides"]["logits_sub"])]
+    assert np.abs(part - arrays["logits_fp32_sub"]).max() <= 2e-3
 
 
 @pytest.mark.parametrize("case", ["nnunet_v1_2d", "nnunet_v1_3d"])

@@ -76,6 +76,25 @@ def test_what_is_moved_comes_back(
     assert (chances[0][whole == 0] >= chances[1][whole == 0]).all()
 
 
+@pytest.mark.parametrize("steps", [(), (Transpose(axes=(2, 0, 1)),)])
+def test_a_case_that_is_not_kept_is_cropped_in_its_own_memory(steps: tuple[Transpose, ...]) -> None:
+    whole = np.zeros((2, 9, 8, 7), np.float32)
+    whole[:, 2:7, 1:8, 3:6] = np.random.default_rng(0).uniform(1, 9, (2, 5, 7, 3))
+    recipe = volume_recipe(
+        input=volume_recipe().input.model_copy(update={"channels": volume_recipe().input.channels * 2}),
+        network=volume_recipe().network.model_copy(update={"input_channels": 2}),
+        preprocess=(*steps, CropToNonzero(fill_holes=True), zscore(), zscore(channel=1)),
+    )
+    kept = volume(whole.copy())
+    wanted = prepare_volume(kept, recipe)
+    assert (kept.channels == whole).all()
+    given = volume(whole.copy())
+    found = prepare_volume(given, recipe, keep=False)
+    assert np.array_equal(found.x, wanted.x)
+    assert found.frame == wanted.frame
+    assert np.shares_memory(found.x, given.channels) == (not steps)
+
+
 def test_resampled_labels_have_the_cases_own_grid() -> None:
     whole = np.zeros((1, 12, 20, 30))
     whole[0, 3:9, 4:18, 5:25] = 100

@@ -261,12 +261,24 @@ def _crop(state: _State, step: CropToNonzero, masked: bool) -> _State:
         previous = np.ascontiguousarray(previous[box])
         if mask is not None:
             previous[(previous == 0) & ~mask] = -1
-    x = np.ascontiguousarray(state.x[(slice(None), *box)])
+    x = np.ascontiguousarray(state.x[(slice(None), *box)]) if state.borrowed else _moved_up(state.x, box)
     moved = Moved(
         kind="crop", before=state.shape, after=(x.shape[1], x.shape[2], x.shape[3]),
         before_spacing=state.spacing, after_spacing=state.spacing, start=low,
     )  # fmt: skip
     return replace(state, x=x, mask=mask, previous=previous, moved=(*state.moved, moved))
+
+
+def _moved_up(x: np.ndarray, box: tuple[slice, ...]) -> np.ndarray:
+    """A part of (C, z, y, x) as one contiguous array in the memory of the whole, which is overwritten: no second copy."""
+    part = x[(slice(None), *box)]
+    if part.flags.c_contiguous or not (x.flags.c_contiguous and x.flags.writeable):
+        return np.ascontiguousarray(part)
+    out = x.reshape(-1)[: part.size].reshape(part.shape)
+    for target, channel in zip(out, part, strict=True):  # never beyond where it is read from, so in order
+        for plane, source in zip(target, channel, strict=True):
+            plane[...] = source  # numpy looks out for the overlap of two planes
+    return out
 
 
 def fill_holes(mask: Mask) -> Mask:
@@ -303,8 +315,7 @@ def _resample(state: _State, step: Resample) -> _State:
     mask = state.mask
     if mask is not None:
         linear = replace(rule, order=1)
-        share = resample(mask[None].astype(np.float32), shape, linear, state.spacing, spacing)[0]
-        mask = share >= 0.5
+        mask = resample(mask[None].astype(np.float32), shape, linear, state.spacing, spacing)[0] >= 0.5
     return replace(
         state,
         x=resample(state.x, shape, rule, state.spacing, spacing),

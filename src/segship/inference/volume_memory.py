@@ -1,8 +1,8 @@
 """How much memory a case's arrays take at the peak of each part of its way, from its grid and the manifest alone.
 
 The steps are walked as `volume_chain`, `volume_network` and `volume_decode` run them, counting what each holds at once:
-bytes in, bytes out, and what only the step itself needs. A crop is counted as a copy that takes nothing away, as how much
-it takes is not known before the voxels are read. The memory of process, engine and network is not in here.
+bytes in, bytes out, and what only the step itself needs. A crop is counted as taking nothing away, as how much it takes is
+not known before the voxels are read. The memory of process, engine and network is not in here.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def memory_of(
     spec = recipe.input
     assert isinstance(spec, VolumeInput)
     given = F4 * len(spec.channels) * math.prod(case.shape)
-    prepared = _Prepared.of(case, recipe)
+    prepared = _Prepared.of(case, recipe, keep=image or case.stored_bytes == F4)  # float32 may be read without a copy
     kept = given if image else 0
     ready = kept + F4 * prepared.channels * math.prod(prepared.shape)
     return Memory(
@@ -120,8 +120,8 @@ class _Prepared:
     """axes are turned or cut, and labels have to be turned back"""
 
     @classmethod
-    def of(cls, case: Extent, recipe: Recipe) -> _Prepared:
-        walk = _Walk(case, recipe)
+    def of(cls, case: Extent, recipe: Recipe, keep: bool) -> _Prepared:
+        walk = _Walk(case, recipe, keep)
         for step in recipe.preprocess:
             walk.run(step)
         walk.holds(0)
@@ -134,7 +134,9 @@ class _Prepared:
 class _Walk:
     """Steps counted one by one: ``own`` bytes are held between steps, ``peak`` is the most that was held at once."""
 
-    def __init__(self, case: Extent, recipe: Recipe) -> None:
+    def __init__(self, case: Extent, recipe: Recipe, keep: bool) -> None:
+        """``keep``: the case's own array is left as it is."""
+        self.keep = keep
         assert isinstance(recipe.input, VolumeInput)
         self.shape, self.spacing = case.shape, case.spacing
         self.channels = len(recipe.input.channels)
@@ -178,11 +180,10 @@ class _Walk:
             self.copied = self.copied or step.axes != (0, 1, 2)
             self.moved = self.moved or step.axes != (0, 1, 2)
         elif isinstance(step, CropToNonzero):
-            before = self.own
             self.holds((7 if self.masked else 2) * self.voxels)
-            self.mask = self.masked
-            self.copied = self.moved = True
-            self.peak = max(self.peak, before + 2 * self.voxels + self.array)
+            self.mask, self.moved = self.masked, True
+            self.copied = self.copied or self.keep
+            self.holds(2 * self.voxels)
         elif isinstance(step, Resample):
             self._resample(step)
         elif isinstance(step, Pad):
@@ -203,7 +204,7 @@ class _Walk:
             before, self.wide = self.own, wide
             self.copied = True
             self.holds(before)
-        self.copied = True
+        self.copied = self.copied or self.keep
         self.holds(_value_bytes(step, self.channels) * self.wide * self.voxels)
 
     def _resample(self, step: Resample) -> None:
