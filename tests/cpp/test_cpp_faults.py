@@ -127,11 +127,14 @@ def test_a_needed_file_is_missing(
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "graphs/fp32.model.onnx"])
-def test_a_changed_byte(name: str, package: Path, cell: Path, run_cpp: Runner, python: Any, tmp_path: Path) -> None:
+def test_a_changed_byte(
+    name: str, package: Path, cell: Path, run_cpp: Runner, python: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     files = contents(package)
     data = bytearray(files[name])
     data[len(data) // 2] ^= 1
     path = zipped(tmp_path / "x.segship", files | {name: bytes(data)})
+    monkeypatch.setenv("SEGSHIP_CACHE_DIR", str(tmp_path / "cache"))  # where no good copy of the graph lies
     same(run_cpp(path, cell), python(path, cell), name, "was changed after the package was written")
 
 
@@ -281,8 +284,11 @@ def test_a_graph_that_is_none(
     manifest["variants"][0]["sha256"]["model"] = hashlib.sha256(GRAPHS[name]).hexdigest()
     files["manifest.json"] = json.dumps(manifest).encode()
     path = zipped(tmp_path / "x.segship", summed(files))
-    same(run_cpp(path, cell), python(path, cell))
-    assert "onnx" in run_cpp(path, cell).error
+    ours = run_cpp(path, cell)
+    same(ours, python(path, cell))
+    said = ours.err.splitlines()[-1]  # OpenVINO's own readers may have said something before
+    assert said.startswith("error: ")
+    assert "onnx" in said
 
 
 def test_a_network_that_gives_nan(cell: Path, run_cpp: Runner, python: Any, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from cpp_cases import (
     resized,
     write_pictures,
 )
-from cpp_compare import Runner, check_decoded, check_stages
+from cpp_compare import AGREEMENT, Runner, check_decoded, check_stages
 
 from segship.inference.predictor import Predictor
 from segship.manifest import (
@@ -164,7 +164,9 @@ def test_value_steps(name: str, pictures: list[Path], run_cpp: Runner, tmp_path:
 def test_independent_classes(what: Any, method: Any, pictures: list[Path], run_cpp: Runner, tmp_path: Path) -> None:
     decode = Decode(activation="sigmoid", decision=Threshold(threshold=0.4), restore_what=what, restore_method=method)
     package = picture_package(tmp_path / "net.segship", *resized(48, 56), decode=decode, classes=3)
-    beside(package, run_cpp, some(pictures), prepared=2e-6)
+    # Zeros and ones enlarged by halves end at 0.5 often, where the last bit of a float64 sum decides.
+    ties = what == "decision" and method.startswith("skimage")
+    beside(package, run_cpp, some(pictures), prepared=2e-6, agreement=0.995 if ties else AGREEMENT)
 
 
 @pytest.mark.parametrize("method", [m for m in METHODS if m not in ("opencv:nearest", "opencv:area")])

@@ -120,11 +120,11 @@ def test_steps(name: str, cases: list[Path], run_cpp: Runner, tmp_path: Path) ->
     beside(package, run_cpp, cases, prepared=2e-5)
 
 
-@pytest.mark.parametrize("order", range(6))
+@pytest.mark.parametrize("order", [0, 1, 3])
 @pytest.mark.parametrize("separate", ["auto", "always", "never"])
 def test_spline_orders(order: int, separate: Any, cases: list[Path], run_cpp: Runner, tmp_path: Path) -> None:
     step = resample((3.0, 1.0, 1.6), order=order, separate_z=separate)
-    decode = VOLUME_ARGMAX.model_copy(update={"restore_order": min(order, 3), "restore_separate_z": separate})
+    decode = VOLUME_ARGMAX.model_copy(update={"restore_order": order, "restore_separate_z": separate})
     beside(volume_package(tmp_path / "net.segship", step, decode=decode), run_cpp, cases, prepared=2e-5)
 
 
@@ -216,7 +216,7 @@ def test_a_large_empty_part(run_cpp: Runner, tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------ decisions
 
 
-@pytest.mark.parametrize("order", [0, 1, 2, 3])
+@pytest.mark.parametrize("order", [0, 1, 3])
 @pytest.mark.parametrize("what", ["logits", "probabilities"])
 @pytest.mark.parametrize("kind", ["regions", "threshold"])
 def test_overlapping_classes(
@@ -241,12 +241,13 @@ def test_ids_that_are_not_0_1_2(cases: list[Path], run_cpp: Runner, tmp_path: Pa
 def test_clean_up_in_cubic_millimetres(rule: str, cases: list[Path], run_cpp: Runner, tmp_path: Path) -> None:
     rules = {
         "apart": KeepLargest(labels=(1, 2), joint=False, connectivity="face"),
-        "joint": KeepLargest(labels=(1, 2), joint=True, connectivity="full"),
+        "joint": KeepLargest(labels=(1, 2), joint=True, connectivity="face"),
         "above": KeepLargest(labels=(2,), joint=False, minimum_mm3=60.0, connectivity="full"),
     }
-    package = volume_package(tmp_path / "net.segship", resample(), postprocess=(rules[rule],))
+    named: dict[str, Any] = {"classes": 5, "labels": labels(5)}
+    package = volume_package(tmp_path / "net.segship", resample(), postprocess=(rules[rule],), **named)
     beside(package, run_cpp, cases, prepared=2e-5)
-    raw = volume_package(tmp_path / "raw.segship", resample())
+    raw = volume_package(tmp_path / "raw.segship", resample(), **named)
     with Predictor.open(package) as clean, Predictor.open(raw) as plain:
         assert (clean.trace(cases[0])["decoded"] != plain.trace(cases[0])["decoded"]).any(), "nothing to clean"
 
