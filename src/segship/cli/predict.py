@@ -155,7 +155,8 @@ def predict(
     if not wanted:
         raise UsageError("name at least one image, folder or pattern: segship predict PACKAGE INPUT... -o FOLDER")
     engine = {k: rest.pop(k) for k in ("engine", "device", "threads", "streams", "cache_dir")}
-    limits = replace(DEFAULT_LIMITS, **{k: v for k, v in (("max_pixels", max_pixels), ("max_bytes", max_bytes)) if v})
+    changed = {k: v for k, v in (("max_pixels", max_pixels), ("max_bytes", max_bytes)) if v}
+    limits = replace(DEFAULT_LIMITS, **changed) if changed else DEFAULT_LIMITS  # volumes have larger ones of their own
     for_volumes = predict_volumes.take_options(rest)
     opened = open_package(package)
     if opened.manifest.input.kind == "volume":
