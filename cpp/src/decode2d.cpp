@@ -17,9 +17,9 @@ std::string rule_of(const Json& decode) { return field<std::string>(field<Json>(
 // it becomes one over vectors.
 inline float exp_of(float x) {
     constexpr float ROUNDING = 12582912.0F;  // 1.5 * 2^23: adding it leaves no room for a fraction
-    x = x < -87.0F ? -87.0F : x;
-    const float n = (x * 1.44269504F + ROUNDING) - ROUNDING;
-    const float r = (x - n * 0.693359375F) + n * 2.12194440e-4F;
+    const float bounded = x > -87.0F ? x : -87.0F;
+    const float n = (bounded * 1.44269504F + ROUNDING) - ROUNDING;
+    const float r = (bounded - n * 0.693359375F) + n * 2.12194440e-4F;
     float p = 1.9875691500e-4F;
     p = p * r + 1.3981999507e-3F;
     p = p * r + 8.3334519073e-3F;
@@ -27,10 +27,11 @@ inline float exp_of(float x) {
     p = p * r + 1.6666665459e-1F;
     p = p * r + 5.0000001201e-1F;
     p = (p * (r * r) + r) + 1.0F;
-    const std::int32_t exponent = (static_cast<std::int32_t>(n) + 127) << 23;
+    const std::uint32_t exponent = static_cast<std::uint32_t>(static_cast<std::int32_t>(n) + 127) << 23;
     float scale;
     std::memcpy(&scale, &exponent, sizeof scale);
-    return p * scale;
+    const float found = p * scale;
+    return x != x ? x : found;
 }
 
 // 1 / (1 + exp(-x)) without overflow at either end.
@@ -38,7 +39,8 @@ SEGSHIP_CLONES void sigmoid(float* values, std::size_t count) {
     for (std::size_t i = 0; i < count; ++i) {
         const float small = exp_of(-std::fabs(values[i]));  // in (0, 1], whatever the sign
         const float positive = 1.0F / (1.0F + small);
-        values[i] = values[i] >= 0 ? positive : small * positive;
+        const float negative = small * positive;
+        values[i] = values[i] >= 0 ? positive : negative;
     }
 }
 
