@@ -54,23 +54,18 @@ std::optional<std::size_t> header_size(const std::vector<std::uint8_t>& block) {
     return std::nullopt;
 }
 
-bool plausible(std::int64_t axes) { return axes >= 1 && axes <= 7; }
-
-// nibabel's guess: the number of axes is 1 to 7 in the right order; where neither is, the size at the block's start says.
+// nibabel's guess: of 1 to 7 axes the order is this machine's; of none the size at the block's start says; else the other.
 template <typename Header>
-bool is_swapped(const Header& header, void (*swap)(Header*)) {
-    if (plausible(header.dim[0])) return false;
-    Header other = header;
-    swap(&other);
-    if (plausible(other.dim[0])) return true;
-    return header.sizeof_hdr != static_cast<int>(sizeof(Header));
+bool is_swapped(const Header& header, const std::vector<std::uint8_t>& block) {
+    if (header.dim[0] == 0) return big(block.data()) == sizeof(Header);
+    return header.dim[0] < 1 || header.dim[0] > 7;
 }
 
 template <typename Header>
 Header native(const std::vector<std::uint8_t>& block, void (*swap)(Header*), bool& swapped) {
     Header header;
     std::memcpy(&header, block.data(), sizeof header);
-    swapped = is_swapped(header, swap);
+    swapped = is_swapped(header, block);
     if (swapped) swap(&header);
     return header;
 }
