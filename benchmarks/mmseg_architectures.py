@@ -144,7 +144,8 @@ def markdown(found: dict[str, Row], versions: dict[str, str]) -> str:
         "# Which of mmseg's architectures become packages",
         "",
         f"Written by `make interop-mmseg`: {passed} of {len(found)} architectures, each built by mmseg from its own config "
-        f"(pictures fitted into {SCALE[0]}×{SCALE[1]}), seeded weights, exported through `segship export --generic`.",
+        f"(pictures fitted into {SCALE[0]}×{SCALE[1]}, or larger where a head insists on it), seeded weights, exported through "
+        "`segship export --generic`.",
         "",
         "- **dynamic**: every engine's logits equal PyTorch's at the export size, at two more sizes and in a batch.",
         "- **fixed**: they do at the export size alone, so the package keeps that size; pictures are resized to it.",
