@@ -59,13 +59,14 @@ void set_transformations(png_structp png, png_infop info, PngPlanes planes) {
     if (depth == 16 && !keeps_depth) png_set_strip_16(png);
     const bool opens_palette = as_it_is && palette && png_get_valid(png, info, PNG_INFO_tRNS) != 0;
     if (planes == PngPlanes::rgba || opens_palette) png_set_tRNS_to_alpha(png);
-    const bool keeps_alpha = planes == PngPlanes::rgba || as_it_is ||
+    const bool wide_grey_alpha = planes == PngPlanes::stored && colour == PNG_COLOR_TYPE_GRAY_ALPHA && depth == 16;  // Pillow's RGBA
+    const bool keeps_alpha = planes == PngPlanes::rgba || as_it_is || wide_grey_alpha ||
                              (planes == PngPlanes::stored && colour == PNG_COLOR_TYPE_RGB_ALPHA);
     if (!keeps_alpha) png_set_strip_alpha(png);
     if (palette) png_set_palette_to_rgb(png);
     if (!colours && depth < 8) png_set_expand_gray_1_2_4_to_8(png);
     if ((planes == PngPlanes::bgr || as_it_is) && colours) png_set_bgr(png);
-    const bool becomes_colour = planes == PngPlanes::bgr || planes == PngPlanes::rgba || (as_it_is && alpha);
+    const bool becomes_colour = planes == PngPlanes::bgr || planes == PngPlanes::rgba || (as_it_is && alpha) || wide_grey_alpha;
     if (!colours && becomes_colour) png_set_gray_to_rgb(png);
     if (planes == PngPlanes::grey && colours) png_set_rgb_to_gray(png, 1, 0.299, 0.587);
     if (planes == PngPlanes::rgba) png_set_add_alpha(png, 255, PNG_FILLER_AFTER);

@@ -9,7 +9,7 @@
 
 namespace segship {
 
-// stored: as Pillow has it: grey of 8 or 16 bits (alpha beside grey dropped), else RGB or RGBA of 8 bits (the high byte of
+// stored: as Pillow has it: grey of 8 or 16 bits (alpha beside 8-bit grey dropped), else RGB or RGBA of 8 bits (the high byte of
 // 16), palettes as RGB. bgr and grey: as OpenCV's IMREAD_COLOR and IMREAD_GRAYSCALE. rgba: four planes, transparent colours
 // of palettes and of tRNS chunks included.
 // unchanged: as OpenCV's IMREAD_UNCHANGED: 8 or 16 bits; one plane, or B, G, R, and alpha where the file has it.
