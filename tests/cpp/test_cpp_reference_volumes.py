@@ -151,7 +151,7 @@ def test_a_cascade_runs_its_first_stage(
     labels = second.manifest.preprocess[-1]
     assert labels.step == "previous_stage_channels"
     ids = {label.id for label in first.manifest.labels}
-    assert set(labels.labels) <= ids, "the other case's labels stand in for a first stage's"
+    assert len(set(labels.labels) & ids) > 1, "another network stands in for the first stage's"
     link = PreviousStage(file="first.segship", sha256=first.network_sha256)
     manifest = second.manifest.model_copy(update={"previous_stage": link})
     files = {name: second.read(name) for name in second.names() if name.startswith("graphs/")}
