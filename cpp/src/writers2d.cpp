@@ -7,9 +7,10 @@
 #include <utility>
 
 #include <opencv2/core.hpp>
-#include <opencv2/imgcodecs.hpp>
+#include <opencv2/imgcodecs.hpp>  // names of its options
 #include <zlib.h>
 
+#include "codecs.hpp"
 #include "errors.hpp"
 #include "files.hpp"
 #include "npy.hpp"
@@ -33,7 +34,7 @@ Bytes encode(const Array<T>& pixels) {
     Bytes out;
     bool done = false;
     try {
-        done = cv::imencode(".png", image, out, {cv::IMWRITE_PNG_COMPRESSION, 1});
+        done = codecs::imencode(".png", image, out, {cv::IMWRITE_PNG_COMPRESSION, 1});
     } catch (const cv::Exception&) {
         done = false;
     }
