@@ -229,12 +229,12 @@ cv::Mat rgb8(const Decoded& found) {
         }
         pixels = levels;
     }
-    cv::Mat rgb = pixels;
+    cv::Mat rgb;  // of its own: a conversion in place would turn the network's pixels too
     const bool bgr = found.order == "bgr";
     if (pixels.channels() == 1) cv::cvtColor(pixels, rgb, cv::COLOR_GRAY2RGB);
     if (pixels.channels() == 3 && bgr) cv::cvtColor(pixels, rgb, cv::COLOR_BGR2RGB);
     if (pixels.channels() == 4) cv::cvtColor(pixels, rgb, bgr ? cv::COLOR_BGRA2RGB : cv::COLOR_RGBA2RGB);
-    return rgb;
+    return rgb.empty() ? pixels : rgb;
 }
 
 Image finished(const Decoded& found, const std::string& name) {
