@@ -180,7 +180,8 @@ Container walk_bmp(const std::string& data) {
     const bool plain = packed == 0 || packed == 3;
     // The last row's filling may be missing.
     if (plain && offset + row * rows > bytes.size() + 3) throw CutShort{};
-    return {"BMP", rows, static_cast<std::size_t>(width), false, static_cast<int>(bits), 3, bits <= 8, 1};
+    // Of a palette OpenCV gives one plane where it is grey, as Pillow does.
+    return {"BMP", rows, static_cast<std::size_t>(width), false, static_cast<int>(bits), 3, false, 1};
 }
 
 Container walk_webp(const std::string& data) {
