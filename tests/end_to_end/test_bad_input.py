@@ -295,7 +295,8 @@ def test_an_input_is_never_overwritten(segship, package, tmp_path):
 
 @pytest.mark.skipif(os.name == "nt", reason="signals")
 def test_ctrl_c_keeps_what_is_done_and_resume_goes_on(package, tmp_path):
-    write_pictures(tmp_path / "in", 400)
+    count = 1500  # seconds of work, so that the signal arrives while there is some left
+    write_pictures(tmp_path / "in", count)
     environment = {**os.environ, "SEGSHIP_CACHE_DIR": str(tmp_path / "cache")}
     command = [
         sys.executable,
@@ -317,14 +318,14 @@ def test_ctrl_c_keeps_what_is_done_and_resume_goes_on(package, tmp_path):
     assert "Traceback" not in err
     assert "resume" in err
     done = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.png")}
-    assert 5 <= len(done) < 400
+    assert 5 <= len(done) < count
     assert not [p for p in (tmp_path / "out").rglob("*") if p.name.endswith(".tmp")]
     for name in done:
         assert cv2.imread(str(tmp_path / "out" / name), cv2.IMREAD_UNCHANGED) is not None
     again = subprocess.run([*command, "--resume"], env=environment, capture_output=True, text=True, timeout=120)
     assert again.returncode == 0, again.stderr
     assert f"{len(done)} already there" in again.stdout
-    assert len(list((tmp_path / "out").glob("*.png"))) == 400
+    assert len(list((tmp_path / "out").glob("*.png"))) == count
     assert all((tmp_path / "out" / name).stat().st_mtime_ns == time_ns for name, time_ns in done.items())
 
 

@@ -46,7 +46,6 @@ def test_windows_and_a_case_by_precision_batch_and_engine(tmp_path: Path) -> Non
             assert set(row[name]) == {"1", "4"}, name
             assert min(row[name].values()) > 0
         assert row["images_per_second"] == row["windows_per_second"]
-        assert row["case_seconds"]["1"] >= row["case_network_seconds"]["1"] * 0.5
     fp32, int8, other, _ = result.rows
     assert (fp32.max_abs, fp32.label_agreement) == (0.0, 1.0)
     assert int8.label_agreement is not None
