@@ -19,6 +19,8 @@ SETUP = $(VENV)/.ready
 OPENVINO_DIR ?= $(shell $(BIN)/python -c 'from openvino.utils import get_cmake_path; print(get_cmake_path())' 2>/dev/null)
 CPP_BUILD ?= cpp/build
 FUZZ_SECONDS ?= 60
+# one compiler a core: without a number make starts one for every file, a third of a gigabyte each
+JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 CPP_CONFIGURE = cmake -S cpp -DOpenVINO_DIR=$(OPENVINO_DIR)
 SANITIZED = ASAN_OPTIONS=detect_leaks=0:alloc_dealloc_mismatch=0 UBSAN_OPTIONS=print_stacktrace=1
 
@@ -71,19 +73,19 @@ interop-mmseg: .interop/mmseg/.ready
 
 cpp: $(if $(OPENVINO_DIR),,$(SETUP))
 	$(CPP_CONFIGURE) -B $(CPP_BUILD)
-	cmake --build $(CPP_BUILD) --parallel
+	cmake --build $(CPP_BUILD) --parallel $(JOBS)
 
 test-cpp: $(SETUP) cpp
 	SEGSHIP_REQUIRE_CPP=1 SEGSHIP_RUN=$(CPP_BUILD)/segship-run $(BIN)/python -m pytest -q tests/cpp $(if $(CHOSEN),-k '$(CHOSEN)')
 
 test-cpp-sanitized: $(SETUP)
 	$(CPP_CONFIGURE) -B $(CPP_BUILD)/sanitized -DSEGSHIP_SANITIZE=ON -DCMAKE_BUILD_TYPE=None -DCMAKE_CXX_FLAGS="-O1 -g1"
-	cmake --build $(CPP_BUILD)/sanitized --parallel
+	cmake --build $(CPP_BUILD)/sanitized --parallel $(JOBS)
 	$(SANITIZED) SEGSHIP_REQUIRE_CPP=1 SEGSHIP_RUN=$(CPP_BUILD)/sanitized/segship-run $(BIN)/python -m pytest -q tests/cpp -m 'not slow' $(if $(CHOSEN),-k '$(CHOSEN)')
 
 fuzz-cpp: $(SETUP)
 	$(CPP_CONFIGURE) -B $(CPP_BUILD)/fuzz -DSEGSHIP_FUZZ=ON -DCMAKE_BUILD_TYPE=None -DCMAKE_CXX_FLAGS="-O1 -g1" -DCMAKE_C_COMPILER=clang -DCMAKE_CXX_COMPILER=clang++
-	cmake --build $(CPP_BUILD)/fuzz --parallel
+	cmake --build $(CPP_BUILD)/fuzz --parallel $(JOBS)
 	$(BIN)/python cpp/fuzz/seeds.py $(CPP_BUILD)/fuzz/corpus
 	cd $(CPP_BUILD)/fuzz && for target in package manifest nifti image; do \
 		$(SANITIZED) ./fuzz_$$target -max_total_time=$(FUZZ_SECONDS) -max_len=65536 -print_final_stats=1 corpus/$$target || exit 1; done
