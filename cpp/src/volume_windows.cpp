@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstdlib>
 
+#include "axis_starts.hpp"
 #include "errors.hpp"
 #include "half.hpp"
 #include "pairwise.hpp"
@@ -11,8 +12,6 @@
 
 namespace segship {
 namespace {
-
-std::size_t stride_of(double step) { return std::max<std::size_t>(1, static_cast<std::size_t>(step)); }
 
 std::size_t up_to_multiple(std::size_t size, std::size_t of) { return (size + of - 1) / of * of; }
 
@@ -82,21 +81,6 @@ Tiling tiling_of(const Json& manifest, const TileOptions& options) {
         throw PackageError("the manifest's tiling has a window, step or mirror axis that means nothing; export the package again");
     }
     apply_options(out, options);
-    return out;
-}
-
-std::vector<std::size_t> axis_starts(std::size_t size, std::size_t window, double step, const std::string& positions) {
-    if (size <= window) return {0};
-    const std::size_t room = size - window;
-    std::vector<std::size_t> out;
-    if (positions == "even-spread") {
-        const auto count = static_cast<std::size_t>(std::ceil(static_cast<double>(room) / step)) + 1;
-        const double each = static_cast<double>(room) / static_cast<double>(count - 1);
-        for (std::size_t i = 0; i < count; ++i) out.push_back(static_cast<std::size_t>(std::nearbyint(each * static_cast<double>(i))));
-        return out;
-    }
-    const std::size_t stride = stride_of(step), count = (room + stride - 1) / stride + 1;
-    for (std::size_t i = 0; i < count; ++i) out.push_back(std::min(i * stride, room));
     return out;
 }
 

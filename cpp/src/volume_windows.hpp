@@ -29,9 +29,6 @@ struct Tiling {
 // The manifest's tiling with the user's changes. UsageError for a package without, or options that mean nothing.
 Tiling tiling_of(const Json& manifest, const TileOptions& options);
 
-// Where windows begin along one axis; a single 0 where one window covers it all.
-std::vector<std::size_t> axis_starts(std::size_t size, std::size_t window, double step, const std::string& positions);
-
 // Every window's first corner, first axis outermost, on a grid that is padded already.
 std::vector<Shape3> window_starts(const Shape3& shape, const Tiling& tiling);
 

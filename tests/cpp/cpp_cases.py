@@ -15,6 +15,7 @@ from typing import Any
 import cv2
 import nibabel
 import numpy as np
+from volume_files import volume_input
 
 from segship.manifest import (
     Argmax,
@@ -185,16 +186,6 @@ def write_pictures(folder: Path, sizes: Sequence[tuple[int, int]] = SIZES, chann
 
 
 # --------------------------------------------------------------------------------------------------- volumes
-
-
-def volume_input(reader: str = "nibabel", channels: int = 1, **changes: Any) -> VolumeInput:
-    fields: dict[str, Any] = {
-        "reader": reader,
-        "channels": tuple(Channel(name=f"c{k}") for k in range(channels)),
-        "file_ending": ".nii.gz",
-        "channel_files": "suffix-0000",
-    }
-    return VolumeInput(**(fields | changes))
 
 
 def tiling(window: tuple[int, ...] = (8, 12, 10), **changes: Any) -> Tiling:
