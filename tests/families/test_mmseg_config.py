@@ -183,8 +183,53 @@ def test_further_settings() -> None:
             "True" in zero
         )
     assert settings(new_config().replace("'BaseSegDataset'", "'ADE20KDataset'")).reduce_zero_label
-    threshold = settings(new_config(classes=1).replace("num_convs=1", "num_convs=1, threshold=0.6"))
-    assert threshold.threshold == 0.6
+    for said in (0.6, 0.0):
+        threshold = settings(new_config(classes=1).replace("num_convs=1", f"num_convs=1, threshold={said}"))
+        assert threshold.threshold == said
+
+
+def test_one_number_is_a_square_in_new_pipelines_and_a_factor_in_old_ones() -> None:
+    """open-mmlab/mmcv: transforms/processing.py, Resize; open-mmlab/mmsegmentation 0.30: datasets/pipelines/test_time_aug.py"""
+    square = settings(new_config(scale="48"))
+    assert square.resize == ResizeKeepRatio(long_side=48, short_side=48, method="opencv:linear")
+    stretched = settings(new_config(scale="48").replace("keep_ratio=True", "keep_ratio=False"))
+    assert stretched.resize == Resize(height=48, width=48, method="opencv:linear")
+    old = old_config().replace("img_scale=(64, 32)", "img_scale=None, img_ratios=0.5")
+    assert settings(old).resize == ResizeByFactor(factor=0.5, keep_ratio=True, method="opencv:linear")
+    both = settings(new_config().replace("scale=(64, 32), keep_ratio=True", "scale_factor=(0.5, 0.5)"))
+    assert both.resize == ResizeByFactor(factor=0.5, keep_ratio=False, method="opencv:linear")
+
+
+def test_names_with_their_scope() -> None:
+    scoped = new_config()
+    for name in ("LoadImageFromFile", "Resize", "LoadAnnotations", "PackSegInputs"):
+        scoped = scoped.replace(f"type='{name}'", f"type='mmseg.{name}'")
+    assert "mmseg.Resize" in scoped
+    assert settings(scoped) == settings(new_config())
+    ade = new_config().replace("'BaseSegDataset'", "'mmseg.ADE20KDataset'")
+    assert settings(ade).reduce_zero_label
+
+
+def test_what_augmentation_mirrors() -> None:
+    text = "tta_pipeline = [dict(type='TestTimeAug', transforms=[[dict(type='Resize', scale_factor=1.0)], [{}]])]"
+    once, twice = "dict(type='RandomFlip', prob=0.)", "dict(type='RandomFlip', prob=1., direction='{}')"
+    cases = {
+        f"{once}, {twice.format('horizontal')}": (True, ()),
+        f"{once}, dict(type='mmcv.RandomFlip', prob=1.)": (True, ()),
+        once: (False, ()),
+        f"{once}, {twice.format('vertical')}": (False, ("tta_pipeline: views turned over vertical are left out",)),
+    }
+    for flips, (mirror, notes) in cases.items():
+        found = settings(new_config(more=text.replace("{}", flips)))
+        assert (found.mirror, found.notes) == (mirror, notes)
+    assert settings(new_config()).mirror
+
+
+def test_a_part_of_a_data_set_keeps_its_colours() -> None:
+    text = new_config(classes=2).replace("'BaseSegDataset'", "'CityscapesDataset'").replace("palette=", "colours=")
+    found = settings(text.replace("('ground', 'wall')", "('car', 'road')")).classes
+    assert (found.names, found.palette) == (("car", "road"), ((0, 0, 142), (128, 64, 128)))
+    assert settings(text).classes.palette == ()
 
 
 @pytest.mark.parametrize(
@@ -205,6 +250,9 @@ def test_further_settings() -> None:
         ("[200, 0, 0]", "[200, 0, 300]", "which is no colour"),
         ("dict(type='LoadAnnotations')", "dict(type='Pad', size_divisor=8)", "before they are normalised"),
         (", [200, 0, 0]", "", "2 colours for 3 classes"),
+        ("type='LoadImageFromFile'", "type='LoadImageFromFile', to_float32=True", "without rounding them"),
+        ("pad_val=0", "pad_val=(0, 1, 2)", "padded with (0, 1, 2), which is no number"),
+        ("scale=(64, 32)", "scale_factor=(0.5, 0.6)", "a scale_factor for each axis"),
     ],
 )
 def test_settings_that_make_no_sense(old: str, new: str, message: str) -> None:

@@ -29,13 +29,14 @@ from segship.families.common import (
     seed_weights,
 )
 from segship.families.mmseg_config import MAX_BYTES, Config
+from segship.families.mmseg_dataset import dataset_type, make_classes
 from segship.families.mmseg_generic import OF_ANY_NETWORK, at_one_size, classes_of
 from segship.families.mmseg_keys import NotNative, Recognised, is_mmseg
 from segship.families.mmseg_keys import recognise as recognise_keys
 from segship.families.mmseg_known import Classes
-from segship.families.mmseg_native import batch_norm_eps, check_classes, complete, described
+from segship.families.mmseg_native import check_classes, complete, described
 from segship.families.mmseg_recipe import NetworkFacts, build_recipe, fitting_classes
-from segship.families.mmseg_settings import Settings, dataset_type, last_head, make_classes, read_settings
+from segship.families.mmseg_settings import Settings, last_head, read_settings
 from segship.families.mmseg_sources import FoundConfig, changed_scale, find_config
 from segship.networks.mmseg_segmentor import HeadShape, NetworkShape, Segmentor
 from segship.networks.mmseg_unet import UNetShape
@@ -182,7 +183,7 @@ def _build(checkpoint: Checkpoint, given: FoundConfig, found: Recognised | None,
 
 def _native(checkpoint: Checkpoint, config: Config, found: Recognised) -> _Built:
     shape = complete(found.shape, config)
-    network = build_network(shape, batch_norm_eps(config))
+    network = build_network(shape)
     known = {key for key in checkpoint.state_dict if key.startswith(("auxiliary_head.", "ema_"))}
     warnings = fill_network(network, checkpoint, known | set(network.state_dict()), TITLE)
     facts = network_facts(shape, found.architecture, network)
@@ -191,12 +192,8 @@ def _native(checkpoint: Checkpoint, config: Config, found: Recognised) -> _Built
     )
 
 
-def build_network(shape: NetworkShape, eps: float = 1e-5) -> Segmentor:
-    network = Segmentor(shape).eval()
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.eps = eps
-    return network
+def build_network(shape: NetworkShape) -> Segmentor:
+    return Segmentor(shape).eval()
 
 
 def network_facts(shape: NetworkShape, architecture: str, network: nn.Module) -> NetworkFacts:

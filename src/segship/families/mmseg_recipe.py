@@ -100,7 +100,7 @@ def build_recipe(
             members=("model",),
         ),
         tiling=settings.tiling,
-        augmentation=Augmentation(ratios=settings.ratios, mirror=True),
+        augmentation=Augmentation(ratios=settings.ratios, mirror=settings.mirror),
         decode=Decode(
             activation="softmax" if facts.channels > 1 else "sigmoid",
             decision=Argmax() if facts.channels > 1 else Threshold(threshold=settings.threshold),
@@ -177,11 +177,14 @@ def _geometry(settings: Settings, size: tuple[int, int] | None) -> tuple[Step, .
 def _normalize(settings: Settings, facts: NetworkFacts, name: str) -> tuple[Step, ...]:
     if not settings.mean:
         return (Normalize(subtract=(0.0,) * facts.inputs, multiply=(1.0,) * facts.inputs),)
-    if len(settings.mean) != facts.inputs:
+    mean, std = settings.mean, settings.std
+    if len(mean) == 1:  # one number for all channels
+        mean, std = mean * facts.inputs, std * facts.inputs
+    if len(mean) != facts.inputs:
         raise SourceError(
-            f"{name} takes {facts.inputs} channels and is normalised by {len(settings.mean)} constants; correct the configuration"
+            f"{name} takes {facts.inputs} channels and is normalised by {len(mean)} constants; correct the configuration"
         )
-    return (Normalize(subtract=settings.mean, multiply=tuple(1 / std for std in settings.std)),)
+    return (Normalize(subtract=mean, multiply=tuple(1 / one for one in std)),)
 
 
 def _pad(settings: Settings, facts: NetworkFacts, size: tuple[int, int] | None) -> tuple[Step, ...]:

@@ -12,15 +12,14 @@ from typing import Any
 
 from segship.errors import SourceError
 from segship.families.mmseg_config import Config
-from segship.families.mmseg_known import DATASETS, Classes
-from segship.families.mmseg_native import integers
+from segship.families.mmseg_dataset import classes_of, dataset_of, reduces_zero, unwrapped
+from segship.families.mmseg_known import Classes
+from segship.families.mmseg_native import integers, plain_name
 from segship.manifest import ImageResize, Resize, ResizeByFactor, ResizeKeepRatio, Tiling
 
 RATIOS = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
 """of test-time augmentation, in the base configurations of both versions"""
 METHODS: dict[str, ImageResize] = {"bilinear": "opencv:linear", "nearest": "opencv:nearest", "area": "opencv:area"}
-ZERO_IS_NOTHING = ("ADE20KDataset", "PascalContextDataset59")
-"""data sets of mmseg without names here whose label maps begin at 1"""
 NOTHING = {
     "LoadAnnotations", "PackSegInputs", "ImageToTensor", "DefaultFormatBundle", "Collect", "RandomFlip", "ToTensor",
 }  # fmt: skip
@@ -52,6 +51,8 @@ class Settings:
     reduce_zero_label: bool
     threshold: float
     """of a network of one channel"""
+    mirror: bool = True
+    """test-time augmentation also mirrors each view left to right"""
     notes: tuple[str, ...] = ()
 
     @property
@@ -82,14 +83,17 @@ def read_settings(config: Config) -> Settings:
     value, multiple, size = _padding(config, pad)
     crop, stride = _test_mode(config)
     head = last_head(config)
-    dataset = _dataset(config)
-    notes = list(config.notes)
-    grey = any(step["type"] == "LoadImageFromFile" and step.get("color_type") == "grayscale" for step in pipeline)
+    dataset = dataset_of(config)
+    mirror, flips = _mirror(config)
+    grey = any(
+        plain_name(step["type"]) == "LoadImageFromFile" and step.get("color_type") == "grayscale" for step in pipeline
+    )
     return Settings(
         mean=mean, std=std, grey=grey, rgb=rgb, resize=resize, pad_value=value, pad_multiple=multiple, pad_size=size, crop=crop,
-        stride=stride, ratios=_ratios(config), classes=_classes(dataset, config),
-        reduce_zero_label=_reduces_zero(dataset, pipeline),
-        threshold=float(head.get("threshold") or 0.3), notes=tuple(notes),
+        stride=stride, ratios=_ratios(config), classes=classes_of(dataset, config),
+        reduce_zero_label=reduces_zero(dataset, pipeline),
+        threshold=float(0.3 if head.get("threshold") is None else head["threshold"]), mirror=mirror,
+        notes=(*config.notes, *flips),
     )  # fmt: skip
 
 
@@ -105,7 +109,7 @@ def last_head(config: Config) -> Values:
 def test_pipeline(config: Config) -> list[Values]:
     """The steps that a picture under test goes through. SourceError where there are none."""
     for path in ("test_dataloader.dataset", "data.test", "val_dataloader.dataset", "data.val"):
-        dataset = _unwrapped(config.get(path))
+        dataset = unwrapped(config.get(path))
         if isinstance(dataset.get("pipeline"), list | tuple):
             return _steps(dataset["pipeline"], config)
     found = config.get("test_pipeline")
@@ -122,34 +126,18 @@ def _steps(pipeline: Sequence[Any], config: Config) -> list[Values]:
     return list(pipeline)
 
 
-def _unwrapped(dataset: Any) -> Values:
-    """A data set inside ConcatDataset, RepeatDataset … ; {} for none."""
-    for _ in range(5):
-        if isinstance(dataset, list | tuple) and dataset:
-            dataset = dataset[0]
-        elif (
-            isinstance(dataset, Mapping)
-            and "pipeline" not in dataset
-            and ("dataset" in dataset or "datasets" in dataset)
-        ):
-            dataset = dataset.get("dataset", dataset.get("datasets"))
-        else:
-            break
-    return dataset if isinstance(dataset, Mapping) else {}
-
-
 def _walk(pipeline: Sequence[Values], config: Config) -> tuple[Any, Values | None, Values | None]:
     """(resize step, Normalize, Pad) of a test pipeline. SourceError for a step that is not known here."""
     resize, normalize, pad = None, None, None
     for step in pipeline:
-        kind = step["type"]
+        kind = plain_name(step["type"])
         if kind == "LoadImageFromFile":
             _check_loading(step, config)
         elif kind in ("MultiScaleFlipAug", "TestTimeAug"):
             inside = _steps(step.get("transforms") or [], config)
             scale = _old_scale(step, config)
-            _, normalize, pad = _walk([one for one in inside if one["type"] != "Resize"], config)
-            resizes = [one for one in inside if one["type"] == "Resize"]
+            _, normalize, pad = _walk([one for one in inside if plain_name(one["type"]) != "Resize"], config)
+            resizes = [one for one in inside if plain_name(one["type"]) == "Resize"]
             if resizes:
                 resize = _resize({"scale": scale, **resizes[0]} if scale else resizes[0], config)
         elif kind == "Resize":
@@ -167,6 +155,12 @@ def _walk(pipeline: Sequence[Values], config: Config) -> tuple[Any, Values | Non
                 f"{config.origin}: its test pipeline has the step {kind}, which segship does not know; export with a pipeline of "
                 "LoadImageFromFile, Resize, Normalize and Pad"
             )
+    floats = any(plain_name(one["type"]) == "LoadImageFromFile" and one.get("to_float32") for one in pipeline)
+    if resize is not None and floats:
+        raise SourceError(
+            f"{config.origin}: LoadImageFromFile with to_float32 resizes pictures without rounding them, which segship does not; "
+            "leave it out (pixels change by half a level at most) or resize by nothing (--scale none)"
+        )
     return resize, normalize, pad
 
 
@@ -204,11 +198,15 @@ def _resize(step: Values, config: Config) -> Resize | ResizeKeepRatio | ResizeBy
         )
     scale = next((step[name] for name in ("scale", "img_scale") if step.get(name) is not None), None)
     factor = step.get("scale_factor")
+    if isinstance(scale, int) and not isinstance(scale, bool) and _is_new(config):
+        scale = (scale, scale)  # 1.x: the side of a square; a number in 0.x is a factor
     if isinstance(scale, int | float) and not isinstance(scale, bool):
         scale, factor = None, scale
     if scale is None and factor is None:
         return None
     if scale is None:
+        if isinstance(factor, list | tuple) and len(set(factor)) == 1:
+            factor = factor[0]
         if isinstance(factor, list | tuple):
             raise SourceError(f"{config.origin}: a scale_factor for each axis is not known here; give --scale")
         assert factor is not None
@@ -244,6 +242,22 @@ def _preprocessor(config: Config) -> tuple[tuple[float, ...], tuple[float, ...],
     return mean, std, swapped
 
 
+def _mirror(config: Config) -> tuple[bool, tuple[str, ...]]:
+    """Whether test-time augmentation mirrors left to right, and a note on what else it turns over, which is left out."""
+    pipeline = config.get("tta_pipeline") or []
+    steps = [one for one in pipeline if isinstance(one, Mapping)] if isinstance(pipeline, list | tuple) else []
+    groups = [group for step in steps for group in step.get("transforms") or [] if isinstance(group, list | tuple)]
+    if not groups:
+        return True, ()
+    flips = [
+        one for group in groups for one in group
+        if isinstance(one, Mapping) and plain_name(one.get("type")) == "RandomFlip" and one.get("prob")
+    ]  # fmt: skip
+    ways = [one.get("direction", "horizontal") for one in flips]
+    left_out = [f"tta_pipeline: views turned over {way} are left out" for way in ways if way != "horizontal"]
+    return "horizontal" in ways, tuple(left_out)
+
+
 def _constants(values: Values, config: Config) -> tuple[tuple[float, ...], tuple[float, ...]]:
     found = []
     for name in ("mean", "std"):
@@ -263,6 +277,10 @@ def _padding(config: Config, pad: Values | None) -> tuple[float, int, tuple[int,
     about = pad or (values.get("test_cfg") if isinstance(values, Mapping) else None) or {}
     value = (pad or values).get("pad_val", 0) if isinstance(values, Mapping) else 0
     value = value.get("img", 0) if isinstance(value, Mapping) else value
+    if isinstance(value, list | tuple) and len(set(value)) == 1:
+        value = value[0]
+    if not isinstance(value, int | float | None):
+        raise SourceError(f"{config.origin}: pictures are padded with {value!r}, which is no number; correct pad_val")
     divisor, size = about.get("size_divisor"), about.get("size")
     multiple = integers((divisor,), 1, "size_divisor", config)[0] if divisor else 1
     sides = integers(size, 2, "size", config) if size else None
@@ -300,7 +318,7 @@ def _ratios(config: Config) -> tuple[float, ...]:
     for step in pipeline if isinstance(pipeline, list | tuple) else []:
         for group in step.get("transforms") or [] if isinstance(step, Mapping) else []:
             kinds = [one for one in group if isinstance(one, Mapping)] if isinstance(group, list | tuple) else []
-            found = _positive([one.get("scale_factor") for one in kinds if one.get("type") == "Resize"])
+            found = _positive([one.get("scale_factor") for one in kinds if plain_name(one.get("type")) == "Resize"])
             if found:
                 return found
     return _positive(config.get("img_ratios")) or RATIOS
@@ -312,66 +330,3 @@ def _positive(values: Any) -> tuple[float, ...]:
     if all(isinstance(one, int | float) and one > 0 for one in listed):
         return tuple(float(one) for one in listed)
     return ()
-
-
-def dataset_type(config: Config) -> str | None:
-    """The name of the data set's class in mmseg, 'ADE20KDataset'; None where the configuration names none."""
-    kind = _dataset(config).get("type")
-    return kind if isinstance(kind, str) else None
-
-
-def _dataset(config: Config) -> Values:
-    for path in (
-        "test_dataloader.dataset",
-        "data.test",
-        "val_dataloader.dataset",
-        "train_dataloader.dataset",
-        "data.train",
-    ):
-        found = _unwrapped(config.get(path))
-        if found.get("type"):
-            return found
-    kind = config.get("dataset_type")
-    return {"type": kind} if kind else {}
-
-
-def _reduces_zero(dataset: Values, pipeline: Sequence[Values]) -> bool:
-    """Whether 0 in label maps stands for nothing: by the data set's own words, its loader's, or its type's."""
-    if dataset.get("reduce_zero_label") is not None:
-        return bool(dataset["reduce_zero_label"])
-    if any(step.get("reduce_zero_label") for step in pipeline if step["type"] == "LoadAnnotations"):
-        return True
-    return _named(dataset).reduce_zero_label or dataset.get("type") in ZERO_IS_NOTHING
-
-
-def _named(dataset: Values) -> Classes:
-    return DATASETS.get(str(dataset.get("type")), Classes(names=(), palette=()))
-
-
-def _classes(dataset: Values, config: Config) -> Classes | None:
-    """Class names and colours of the data set: its own words, else its type's. None where neither is there."""
-    given = dataset.get("metainfo")
-    info: Values = given if isinstance(given, Mapping) else {}
-    named = _named(dataset)
-    names = dataset.get("classes") or info.get("classes") or config.get("metainfo.classes") or named.names
-    palette = dataset.get("palette") or info.get("palette") or config.get("metainfo.palette")
-    if not palette and tuple(names) == named.names:
-        palette = named.palette
-    return make_classes(names, palette, config.origin)
-
-
-def make_classes(names: Any, palette: Any, origin: str) -> Classes | None:
-    """From a configuration's or checkpoint's words. SourceError for a palette that does not fit; None without names."""
-    if not isinstance(names, list | tuple) or not names or not all(isinstance(name, str) for name in names):
-        return None
-    colors: list[tuple[int, int, int]] = []
-    for one in palette if isinstance(palette, list | tuple) else []:
-        fits = isinstance(one, list | tuple) and len(one) == 3
-        if not fits or not all(isinstance(part, int) and 0 <= part <= 255 for part in one):
-            raise SourceError(f"{origin}: its palette holds {one!r}, which is no colour of three bytes; correct it")
-        colors.append((one[0], one[1], one[2]))
-    if colors and len(colors) < len(names):
-        raise SourceError(
-            f"{origin}: its palette has {len(colors)} colours for {len(names)} classes; give one for each"
-        )
-    return Classes(names=tuple(names), palette=tuple(colors[: len(names)]))

@@ -20,18 +20,24 @@ Size = Sequence[int]
 
 
 class ConvModule(nn.Module):
-    """Convolution without bias, batch norm, ReLU: keys ``conv.weight`` and ``bn.*``. Padding keeps the size at stride 1."""
+    """Convolution without bias, batch norm, ReLU: keys ``conv.weight`` and ``bn.*``. Padding keeps the size at stride 1.
 
-    def __init__(self, inputs: int, outputs: int, kernel: int = 1, *, stride: int = 1, dilation: int = 1) -> None:
+    Without ``norm`` the convolution has a bias: keys ``conv.weight`` and ``conv.bias``.
+    """
+
+    def __init__(
+        self, inputs: int, outputs: int, kernel: int = 1, *, stride: int = 1, dilation: int = 1, norm: bool = True
+    ) -> None:
         super().__init__()
         padding = dilation * (kernel // 2)
         self.conv = nn.Conv2d(
-            inputs, outputs, kernel, stride=stride, padding=padding, dilation=dilation, bias=False
+            inputs, outputs, kernel, stride=stride, padding=padding, dilation=dilation, bias=not norm
         )  # fmt: skip
-        self.bn = nn.BatchNorm2d(outputs)
+        self.bn = nn.BatchNorm2d(outputs) if norm else None
 
     def forward(self, x: Tensor) -> Tensor:
-        return functional.relu(self.bn(self.conv(x)))
+        x = self.conv(x)
+        return functional.relu(x if self.bn is None else self.bn(x))
 
 
 def resize_as(x: Tensor, like: Tensor, align_corners: bool) -> Tensor:
@@ -40,7 +46,10 @@ def resize_as(x: Tensor, like: Tensor, align_corners: bool) -> Tensor:
 
 
 class FCNHead(nn.Module):
-    """(N, C, h, w) -> (N, classes, h, w): convolutions, the input beside them where ``concat_input``, a 1×1 classifier."""
+    """(N, C, h, w) -> (N, classes, h, w): convolutions, the input beside them where ``concat_input``, a 1×1 classifier.
+
+    Without convolutions ``channels`` are the inputs.
+    """
 
     def __init__(
         self,
@@ -52,11 +61,13 @@ class FCNHead(nn.Module):
         kernel: int = 3,
         dilation: int = 1,
         concat_input: bool = False,
+        norm: bool = True,
     ) -> None:
         super().__init__()
-        layers = [ConvModule(inputs if i == 0 else channels, channels, kernel, dilation=dilation) for i in range(convs)]
+        widths = [inputs, *[channels] * convs]
+        layers = [ConvModule(widths[i], channels, kernel, dilation=dilation, norm=norm) for i in range(convs)]
         self.convs = nn.Sequential(*layers)
-        self.conv_cat = ConvModule(inputs + channels, channels, kernel) if concat_input else None
+        self.conv_cat = ConvModule(inputs + channels, channels, kernel, norm=norm) if concat_input else None
         self.conv_seg = nn.Conv2d(channels, classes, 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -72,14 +83,16 @@ class ASPPHead(nn.Module):
     ``dilations`` are those of the branches, 1 standing for a 1×1 convolution; the pooled branch is a broadcast.
     """
 
-    def __init__(self, inputs: int, channels: int, classes: int, dilations: Sequence[int]) -> None:
+    def __init__(
+        self, inputs: int, channels: int, classes: int, dilations: Sequence[int], *, norm: bool = True
+    ) -> None:
         super().__init__()
         # Upstream's pooled branch is (pooling, convolution); the pooling is written as a mean, which exports at any size.
-        self.image_pool = nn.Sequential(nn.Identity(), ConvModule(inputs, channels))
+        self.image_pool = nn.Sequential(nn.Identity(), ConvModule(inputs, channels, norm=norm))
         self.aspp_modules = nn.ModuleList(
-            ConvModule(inputs, channels, 1 if d == 1 else 3, dilation=d) for d in dilations
+            ConvModule(inputs, channels, 1 if d == 1 else 3, dilation=d, norm=norm) for d in dilations
         )
-        self.bottleneck = ConvModule((len(dilations) + 1) * channels, channels, 3)
+        self.bottleneck = ConvModule((len(dilations) + 1) * channels, channels, 3, norm=norm)
         self.conv_seg = nn.Conv2d(channels, classes, 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -92,14 +105,14 @@ class ASPPHead(nn.Module):
 class ObjectAttention(nn.Module):
     """Each pixel looks at the classes' descriptions: (N, C, h, w) and (N, C, classes, 1) -> (N, C, h, w)."""
 
-    def __init__(self, channels: int, inner: int) -> None:
+    def __init__(self, channels: int, inner: int, *, norm: bool = True) -> None:
         super().__init__()
         self.scale = inner**-0.5
-        self.key_project = nn.Sequential(ConvModule(channels, inner), ConvModule(inner, inner))
-        self.query_project = nn.Sequential(ConvModule(channels, inner), ConvModule(inner, inner))
-        self.value_project = ConvModule(channels, inner)
-        self.out_project = ConvModule(inner, channels)
-        self.bottleneck = ConvModule(2 * channels, channels)
+        self.key_project = nn.Sequential(ConvModule(channels, inner, norm=norm), ConvModule(inner, inner, norm=norm))
+        self.query_project = nn.Sequential(ConvModule(channels, inner, norm=norm), ConvModule(inner, inner, norm=norm))
+        self.value_project = ConvModule(channels, inner, norm=norm)
+        self.out_project = ConvModule(inner, channels, norm=norm)
+        self.bottleneck = ConvModule(2 * channels, channels, norm=norm)
 
     def forward(self, features: Tensor, context: Tensor) -> Tensor:
         query = self.query_project(features).flatten(2).transpose(1, 2)  # N, hw, inner
@@ -114,10 +127,10 @@ class ObjectAttention(nn.Module):
 class OCRHead(nn.Module):
     """Object-contextual representations: features and a first head's logits -> (N, classes, h, w)."""
 
-    def __init__(self, inputs: int, channels: int, inner: int, classes: int) -> None:
+    def __init__(self, inputs: int, channels: int, inner: int, classes: int, *, norm: bool = True) -> None:
         super().__init__()
-        self.object_context_block = ObjectAttention(channels, inner)
-        self.bottleneck = ConvModule(inputs, channels, 3)
+        self.object_context_block = ObjectAttention(channels, inner, norm=norm)
+        self.bottleneck = ConvModule(inputs, channels, 3, norm=norm)
         self.conv_seg = nn.Conv2d(channels, classes, 1)
 
     def forward(self, x: Tensor, first: Tensor) -> Tensor:

@@ -30,10 +30,15 @@ class HRNetShape:
     """of stages 2, 3, 4"""
     blocks: tuple[int, int, int]
     """basic blocks a branch in each module of these stages"""
+    first_planes: int = 64
+    first_basic: bool = False
+    """basic blocks before the branches part, in the place of bottlenecks"""
+    widths: tuple[int, ...] = ()
+    """channels of the branches where they do not double; () where they do"""
 
     @property
     def channels(self) -> tuple[int, ...]:
-        return tuple(self.width * 2**k for k in range(4))
+        return self.widths or tuple(self.width * 2**k for k in range(4))
 
 
 class HRModule(nn.Module):
@@ -91,8 +96,9 @@ class HRNet(nn.Module):
         widths = shape.channels
         self.conv1, self.bn1 = _halve(inputs, STEM), nn.BatchNorm2d(STEM)
         self.conv2, self.bn2 = _halve(STEM, STEM), nn.BatchNorm2d(STEM)
-        self.layer1 = residual_layer(Bottleneck, STEM, 64, shape.first_blocks)
-        before: tuple[int, ...] = (64 * Bottleneck.expansion,)
+        block: type[BasicBlock] | type[Bottleneck] = BasicBlock if shape.first_basic else Bottleneck
+        self.layer1 = residual_layer(block, STEM, shape.first_planes, shape.first_blocks)
+        before: tuple[int, ...] = (shape.first_planes * block.expansion,)
         for number, (modules, blocks) in enumerate(zip(shape.modules, shape.blocks, strict=True), start=2):
             now = widths[:number]
             self.add_module(f"transition{number - 1}", _transition(before, now))

@@ -96,24 +96,30 @@ class ResNetShape:
     base: int = 64
     """channels of the first stage's inner convolutions"""
     stem_channels: int = 64
+    stages: int = 4
 
     @property
     def blocks(self) -> tuple[int, ...]:
-        return (BASIC | BOTTLENECK)[self.depth]
+        return (BASIC | BOTTLENECK)[self.depth][: self.stages]
 
     @property
     def block(self) -> type[BasicBlock] | type[Bottleneck]:
         return BASIC_OR_BOTTLENECK[self.depth in BOTTLENECK]
 
     @property
+    def layout(self) -> tuple[object, ...]:
+        """What of depth and stages the weights' names tell."""
+        return self.blocks, self.block
+
+    @property
     def channels(self) -> tuple[int, ...]:
-        """Of the four stages' outputs."""
-        return tuple(self.base * 2**k * self.block.expansion for k in range(4))
+        """Of the stages' outputs."""
+        return tuple(self.base * 2**k * self.block.expansion for k in range(self.stages))
 
     def block_dilations(self, stage: int) -> tuple[int, ...]:
-        """Of each block of stage 0 to 3."""
+        """Of each block of a stage, counted from 0."""
         count, dilation = self.blocks[stage], self.dilations[stage]
-        if stage == 3 and self.multi_grid is not None:
+        if stage == self.stages - 1 and self.multi_grid is not None:
             return tuple(self.multi_grid[k % len(self.multi_grid)] for k in range(count))
         first = dilation // 2 if dilation > 1 and self.contract_dilation else dilation
         return (first, *([dilation] * (count - 1)))
@@ -123,7 +129,7 @@ BASIC_OR_BOTTLENECK: tuple[type[BasicBlock], type[Bottleneck]] = (BasicBlock, Bo
 
 
 class ResNet(nn.Module):
-    """(N, 3, H, W) -> the four stages' maps."""
+    """(N, 3, H, W) -> the stages' maps."""
 
     def __init__(self, shape: ResNetShape, inputs: int = 3) -> None:
         super().__init__()
@@ -141,7 +147,7 @@ class ResNet(nn.Module):
             self.bn1 = nn.BatchNorm2d(wide)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
         before = wide
-        for stage in range(4):
+        for stage in range(shape.stages):
             planes = shape.base * 2**stage
             layer = residual_layer(
                 shape.block, before, planes, shape.blocks[stage],
@@ -149,12 +155,13 @@ class ResNet(nn.Module):
             )  # fmt: skip
             self.add_module(f"layer{stage + 1}", layer)
             before = planes * shape.block.expansion
+        self.stages = shape.stages
 
     def forward(self, x: Tensor) -> list[Tensor]:
         x = functional.relu(self.bn1(self.conv1(x))) if self.stem is None else self.stem(x)
         x = self.maxpool(x)
         found = []
-        for stage in range(1, 5):
+        for stage in range(1, self.stages + 1):
             x = self.get_submodule(f"layer{stage}")(x)
             found.append(x)
         return found

@@ -40,6 +40,10 @@ class HeadShape:
     dilations: tuple[int, ...] = (1,)
     """ASPP: of each branch; FCN: of all its convolutions"""
     align_corners: bool = False
+    norm: bool = True
+    """False: convolutions with a bias in the place of batch norm"""
+    eps: float = 1e-5
+    """what its batch norms add to variances"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +52,8 @@ class NetworkShape:
     heads: tuple[HeadShape, ...]
     """one, or two where the second refines the first (OCRNet)"""
     inputs: int = 3
+    eps: float = 1e-5
+    """what the backbone's batch norms add to variances"""
 
     @property
     def classes(self) -> int:
@@ -59,11 +65,11 @@ class NetworkShape:
         first = self.heads[-1].maps[0]
         if isinstance(self.backbone, UNetShape):
             count = len(self.backbone.encoder)
-            return int(2 ** (count - 1 - first % count))
+            return self.backbone.stride(count - 1 - first % count)
         if isinstance(self.backbone, HRNetShape):
             return 4 * 2 ** (first % 4)
         product = 4
-        for stride in self.backbone.strides[: first % 4 + 1]:
+        for stride in self.backbone.strides[: first % self.backbone.stages + 1]:
             product *= stride
         return product
 
@@ -82,6 +88,10 @@ class Segmentor(nn.Module):
         self.backbone = build_backbone(shape.backbone, shape.inputs)
         heads = [build_head(head) for head in shape.heads]
         self.decode_head = heads[0] if len(heads) == 1 else nn.ModuleList(heads)
+        for part, eps in ((self.backbone, shape.eps), *zip(heads, (head.eps for head in shape.heads), strict=True)):
+            for module in part.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
         maps = self.backbone(x)
@@ -108,10 +118,10 @@ def build_backbone(shape: Backbone, inputs: int) -> nn.Module:
 
 def build_head(shape: HeadShape) -> nn.Module:
     if shape.kind == "ocr":
-        return OCRHead(shape.inputs, shape.channels, shape.inner, shape.classes)
+        return OCRHead(shape.inputs, shape.channels, shape.inner, shape.classes, norm=shape.norm)
     if shape.kind == "aspp":
-        return ASPPHead(shape.inputs, shape.channels, shape.classes, shape.dilations)
+        return ASPPHead(shape.inputs, shape.channels, shape.classes, shape.dilations, norm=shape.norm)
     return FCNHead(
-        shape.inputs, shape.channels, shape.classes,
-        convs=shape.convs, kernel=shape.kernel, dilation=shape.dilations[0], concat_input=shape.concat_input,
+        shape.inputs, shape.channels, shape.classes, convs=shape.convs, kernel=shape.kernel,
+        dilation=shape.dilations[0], concat_input=shape.concat_input, norm=shape.norm,
     )  # fmt: skip
