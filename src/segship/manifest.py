@@ -518,12 +518,19 @@ class Executed(_Strict):
     )
 
     @property
+    def rounded(self) -> str:
+        """Of int16, what the engine's graph really rounds; '' for other precisions."""
+        if self.rounding is None:
+            return ""
+        return "weights alone rounded to int16" if self.rounding == "weights" else f"{self.rounding} rounded to int16"
+
+    @property
     def text(self) -> str:
         """'i8 97 % f32 3 %' of convolution time; of int16 also what was rounded; what ran on another device."""
         parts = sorted(self.convolution_share.items(), key=lambda item: -item[1])
         shares = " ".join(f"{kind} {share:.0%}" for kind, share in parts)
-        if self.rounding is not None:
-            shares += ", weights of 16 bits" if self.rounding == "weights" else " between 16-bit roundings"
+        if self.rounded:
+            shares += f", {self.rounded}"
         return shares if self.elsewhere is None else f"{shares}; {self.elsewhere}"
 
 

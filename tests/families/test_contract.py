@@ -153,7 +153,7 @@ def test_what_executed_is_recorded(made: Made) -> None:
     assert rounding.get("openvino", "weights") == "weights"
     assert rounding.get("onnxruntime", "activations and weights") == "activations and weights"
     assert "numerics of 16-bit fixed point and half the file, not speed" in int16.as_text()
-    assert "f32 100% between 16-bit roundings" in describe_text(made.package)
+    assert "f32 100%, activations and weights rounded to int16" in describe_text(made.package)
 
 
 def test_precisions_share_or_halve_their_graphs(made: Made) -> None:

@@ -150,8 +150,8 @@ def test_maps_are_compared_by_their_difference(tmp_path: Path) -> None:
     assert {row.label_agreement for row in result.rows} == {None}
     text = result.as_text()
     assert "mean |Δ| of maps" in text
-    assert "f32 100% between 16-bit roundings" in text
-    assert "f32 100%, weights of 16 bits" in text
+    assert "f32 100%, activations and weights rounded to int16" in text
+    assert "f32 100%, weights alone rounded to int16" in text
     assert json.loads(json.dumps(result.as_dict()))["variants"][0]["map_difference"] == 0
 
 

@@ -224,7 +224,7 @@ def test_the_command_line_says_what_int16_is(
     assert run([*arguments, "-o", str(tmp_path / "n.segship")]) == 0
     told = capsys.readouterr().out
     assert "numerics of 16-bit fixed point and half the file, not speed" in told
-    assert "as f32 100%, weights of 16 bits" in told
+    assert "as f32 100%, weights alone rounded to int16" in told
     assert run(["compile", "--help"]) == 0
     assert "numerics of 16-bit fixed point and half the file, not speed" in " ".join(capsys.readouterr().out.split())
     assert run(["inspect", "--json", str(tmp_path / "n.segship")]) == 0

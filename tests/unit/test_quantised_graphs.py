@@ -54,7 +54,8 @@ def test_int16_is_rounding_around_float32(engine: str, transposed: bool, tmp_pat
     # OpenVINO drops a rounding to 65536 levels from the graph that it runs
     expected = "weights" if engine == "openvino" else "activations and weights"
     assert record.rounding == expected
-    assert ("roundings" in record.text) == (expected != "weights")
+    told = "weights alone" if expected == "weights" else "activations and weights"
+    assert record.text == f"f32 100%, {told} rounded to int16"
 
 
 def test_int16_weights_are_whole_numbers_of_each_output_channel() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -332,6 +333,42 @@ def test_the_variant_shown_is_the_fastest_within_budget() -> None:
 def test_other_arithmetic_than_asked_for_is_said(precision: str, share: dict[str, float], expected: str | None) -> None:
     found = story.executed_instead({"precision": precision, "executed": {"convolution_share": share}})
     assert found is None if expected is None else expected in (found or "")
+
+
+@pytest.mark.parametrize(
+    ("rounding", "said"),
+    [
+        ("weights", "f32 100%, weights alone rounded to int16"),
+        ("activations and weights", "f32 100%, activations and weights rounded to int16"),
+    ],
+)
+def test_the_column_of_what_ran_names_the_roundings_of_int16(
+    run: Path, tmp_path: Path, rounding: str, said: str
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    summary = json.loads((folder / "summary.json").read_text())
+    row = summary["variants"][1]
+    row["precision"] = "int16"
+    row["executed"] |= {"convolution_share": {"f32": 1.0}, "rounding": rounding}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    page = Page(report(folder).read_text(encoding="utf-8"))
+    assert page.text.count(said) == 2, "in the table and in its bar"
+    assert [bar["aria-label"] for bar in page.all("dd") if "rounded" in (bar.get("aria-label") or "")] == [said]
+    assert page.text.count("rounded to int16") == 2, "fp32 has no such words"
+
+
+def test_what_ran_on_another_device_stands_beside_what_ran() -> None:
+    record = {
+        "engine": "onnxruntime",
+        "version": "1",
+        "device": "CUDA",
+        "processor": "a GPU",
+        "convolution_share": {"i8": 0.97, "f32": 0.03},
+        "evidence": "profile",
+        "elsewhere": "2 of 41 convolutions on CPUExecutionProvider",
+    }
+    assert story.ran_as(record) == "i8 97% · f32 3%; 2 of 41 convolutions on CPUExecutionProvider"
 
 
 def test_numbers_are_never_flattered() -> None:

@@ -117,6 +117,7 @@ def render(data: Mapping[str, Any]) -> str:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters.update(
         {
+            "ran_as": story.ran_as,
             "signed": story.signed,
             "short": _short,
             "rate": story.rate_text,

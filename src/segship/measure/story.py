@@ -11,6 +11,7 @@ from typing import Any
 
 from segship.inference.cutout import has_background
 from segship.inference.precision import AUTO_MAX_DROP
+from segship.manifest import Executed
 from segship.metrics import SCORERS, get_scorer
 from segship.package import Package
 
@@ -268,6 +269,13 @@ def executed_instead(row: Row) -> str | None:
         return None
     ran = max(share, key=lambda kind: share[kind])
     return _INSTEAD[row["precision"]].format(ran=ran, share=f"{share[ran]:.0%}")
+
+
+def ran_as(executed: Mapping[str, Any]) -> str:
+    """'i8 97% · f32 3%' of convolution time; of int16 'f32 100%, weights alone rounded to int16'; what ran elsewhere."""
+    record = Executed.model_validate(executed)
+    shares = " · ".join(f"{kind} {share_text(share)}" for kind, share in record.convolution_share.items())
+    return "; ".join(filter(None, [", ".join(filter(None, [shares, record.rounded])), record.elsewhere]))
 
 
 # ------------------------------------------------------------------------------------------------ the package
