@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional
 
-from segship.convert.export import export
+from segship.convert import parity
+from segship.convert.export import bundled_sample, export
 from segship.errors import BarMissed, SourceError
 from segship.families import mmseg, mmseg_generic
+from segship.inference.predictor import Predictor
 from segship.manifest import Normalize, Pad, Resize, ResizeKeepRatio
 from segship.package import open_package
 
@@ -84,6 +87,20 @@ def test_the_replaced_enlargement_is_mmsegs_to_the_bit(factor, align):
     assert torch.equal(mmseg_generic.ScaledUpsample(factor, "bilinear", align)(x), theirs)
 
 
+@pytest.mark.parametrize("bins", [(2, 2), (3, 3), (6, 6), (1, 5)])
+@pytest.mark.parametrize("size", [(4, 5), (6, 6), (13, 7), (64, 33)])
+def test_the_replaced_pooling_is_torchs(bins, size):
+    x = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(2))
+    theirs = functional.adaptive_avg_pool2d(x, bins)
+    assert torch.allclose(mmseg_generic.AveragedBins(bins)(x), theirs, atol=1e-6)
+
+
+def test_which_poolings_have_bins():
+    assert mmseg_generic._bins(nn.AdaptiveAvgPool2d(6)) == (6, 6)
+    assert mmseg_generic._bins(nn.AdaptiveAvgPool2d((2, 3))) == (2, 3)
+    assert mmseg_generic._bins(nn.AdaptiveAvgPool2d((2, None))) is None
+
+
 # -------------------------------------------------------------------------------------------- at one size
 
 
@@ -152,3 +169,115 @@ def test_a_graph_that_holds_at_one_size_becomes_a_package_of_that_size(tmp_path,
     assert open_package(tmp_path / "fixed.segship").manifest.network.check_size is None
     with pytest.raises(BarMissed):
         export(held, tmp_path / "asked.segship", engines=["onnxruntime"], shape="dynamic")
+
+
+# ------------------------------------------------------------------------------------- a batch that is fixed
+
+
+class CountsWindows(nn.Module):
+    """Takes its batch from a division that ends in Python's int, as Swin's windows do."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x):
+        height, width = x.shape[2:]
+        windows = x.reshape(-1, x.shape[1], height // 2, width)
+        batch = int(windows.shape[0] / (height * width / (height // 2) / width))
+        return self.network(windows.reshape(batch, -1, height, width))
+
+
+@pytest.mark.slow
+def test_a_network_that_fixes_its_batch_becomes_a_package_for_one(tmp_path, monkeypatch):
+    monkeypatch.setenv("SEGSHIP_CACHE_DIR", str(tmp_path / "cache"))
+    plain = mmseg.tiny()
+    source = replace(plain, network=CountsWindows(plain.network).eval())
+    found = export(source, tmp_path / "one.segship", engines=["onnxruntime"])
+    assert [variant.batches for variant in found.package.manifest.variants] == [(1,)]
+    assert any("made for a batch of 1" in warning for warning in found.warnings)
+    x = np.random.default_rng(3).normal(0, 1, (3, 3, 64, 64)).astype(np.float32)
+    with Predictor.open(found.package, engine="onnxruntime") as predictor:
+        answer = predictor.network(x)
+    with torch.inference_mode():
+        wanted = plain.network(torch.from_numpy(x)).numpy()
+    assert np.allclose(answer[0] if isinstance(answer, tuple) else answer, wanted, atol=1e-4)
+
+
+# --------------------------------------------------------------------------------------- rounding of its own
+
+
+class Grained(nn.Module):
+    """Logits of spread 1, off by ``wrong`` in the graph alone; rounded to multiples of ``grain``, if any."""
+
+    def __init__(self, network: nn.Module, spread: float, grain: float, wrong: float) -> None:
+        super().__init__()
+        self.network, self.spread, self.wrong = network, spread, wrong
+        self.large = grain * 2**23
+
+    def forward(self, x):
+        logits = self.network(x) / self.spread
+        if self.large:
+            logits = (logits + self.large) - self.large
+        return logits + self.wrong if torch.compiler.is_exporting() else logits
+
+
+def grained(grain: float, wrong: float):
+    source = mmseg.tiny()
+    spread = float(np.std(parity.reference(source.network, source.recipe, bundled_sample(), "x").outputs[0]))
+    return replace(
+        source, network=Grained(source.network, spread, grain, wrong).eval(), relative_tolerance=mmseg_generic.OF_ANY_NETWORK
+    )  # fmt: skip
+
+
+def test_how_far_pytorch_lies_from_itself():
+    x = np.random.default_rng(5).normal(0, 1, (3, 3, 64, 64)).astype(np.float32)
+    assert parity.own_rounding(grained(0, 0).network, x) < 1e-4
+    own = parity.own_rounding(grained(2.0**-9, 0).network, x)
+    with torch.inference_mode():
+        spread = float(grained(2.0**-9, 0).network(torch.from_numpy(x)).std())
+    assert own == pytest.approx(2.0**-9 / spread, rel=0.01)  # one step to the other multiple
+    assert parity.rounding_tolerance(grained(2.0**-9, 0).network, x) == pytest.approx(4 * own)
+    assert parity.rounding_tolerance(grained(2.0**-4, 0).network, x) == parity.MOST_ROUNDING
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("grain", "wrong", "passes"), [(0, 2e-3, False), (2.0**-9, 2e-3, True), (2.0**-9, 8e-3, False)]
+)
+def test_an_engine_may_differ_by_what_rounding_does_and_no_more(tmp_path, monkeypatch, grain, wrong, passes):
+    monkeypatch.setenv("SEGSHIP_CACHE_DIR", str(tmp_path / "cache"))
+    if not passes:
+        with pytest.raises(BarMissed, match="differs from its source"):
+            export(grained(grain, wrong), tmp_path / "net.segship", engines=["onnxruntime"])
+        return
+    found = export(grained(grain, wrong), tmp_path / "net.segship", engines=["onnxruntime"])
+    assert all(row.passed for row in found.parity)
+    assert any("rounding alone" in warning for warning in found.warnings)
+
+
+class PyramidPool(nn.Module):
+    """Adds a pooled map, brought back to size: what a pyramid pooling head does."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network, self.pool = network, mmseg_generic.AveragedBins((3, 3))
+
+    def forward(self, x):
+        logits = self.network(x)
+        return logits + functional.interpolate(self.pool(logits), size=logits.shape[2:], mode="bilinear")
+
+
+@pytest.mark.slow
+def test_a_pyramid_pooling_is_right_at_every_size(tmp_path, monkeypatch):
+    monkeypatch.setenv("SEGSHIP_CACHE_DIR", str(tmp_path / "cache"))
+    normalize = next(step for step in tiny().recipe.preprocess if isinstance(step, Normalize))
+    resize = Resize(height=48, width=64, method="opencv:linear")
+    source = tiny(
+        preprocess=(resize, normalize, Pad(minimum=None, multiple_of=4, where="end", mode="constant", value=0))
+    )
+    source = replace(source, network=PyramidPool(source.network).eval(), input_example_shape=(3, 48, 64))
+    found = export(source, tmp_path / "net.segship")
+    assert found.package.manifest.network.size is None
+    assert {row.engine for row in found.parity} >= {"onnxruntime", "openvino"}
+    assert all(row.passed for row in found.parity)

@@ -84,6 +84,11 @@ def from_torch(
         model = program.model_proto
     except Exception as error:  # torch raises many kinds here
         raise SourceError(f"torch cannot export this network to ONNX ({str(error).splitlines()[0]})") from error
+    # Where a network computes with such a side in Python, torch may fix it to the example's without a word.
+    sides = model.graph.input[0].type.tensor_type.shape.dim
+    fixed = [("batch", "channels", "height", "width")[axis] for axis in axes if not sides[axis].HasField("dim_param")]
+    if fixed:
+        raise SourceError(f"torch cannot export this network to ONNX with its {' and '.join(fixed)} free")
     return cleaned(model)
 
 

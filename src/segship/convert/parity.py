@@ -24,6 +24,11 @@ if TYPE_CHECKING:
     from torch import nn
 
 LABEL_AGREEMENT = 0.9999
+OWN_ROUNDING = 4
+"""how many times further than PyTorch lies from itself an engine may lie from PyTorch; ``own_rounding`` is one trial's worst, and
+another engine sums in another order"""
+MOST_ROUNDING = 5e-3
+"""of the logits' spread: what is never put down to rounding. Graphs that are wrong at other sizes are off by more"""
 STAGES = ("read", "preprocessed", "network", "decoded")
 
 
@@ -109,6 +114,23 @@ def reference(network: nn.Module | OnnxNetwork, recipe: Recipe, picture: Any, na
 def network_tolerance(engine_tolerance: float, logits: np.ndarray) -> float:
     """An engine's tolerance in the logits' own units: relative to their standard deviation where that exceeds 1."""
     return engine_tolerance * max(1.0, float(np.std(logits, dtype=np.float64)))
+
+
+def own_rounding(network: nn.Module, x: np.ndarray) -> float:
+    """How far PyTorch's answers for x (N, C, H, W) float32 lie from PyTorch's, as a share of their spread, at most.
+
+    Two trials that change nothing but rounding: the inputs one by one in place of a batch, and their last bit changed.
+    """
+    together = run_source(network, x)[0]
+    alone = np.concatenate([run_source(network, x[number : number + 1])[0] for number in range(len(x))])
+    nudged = run_source(network, np.nextafter(x, np.float32(np.inf)))[0]
+    furthest = max(float(np.abs(together.astype(np.float64) - other).max()) for other in (alone, nudged))
+    return furthest / max(float(np.std(together, dtype=np.float64)), float(np.finfo(np.float32).tiny))
+
+
+def rounding_tolerance(network: nn.Module, x: np.ndarray) -> float:
+    """What `own_rounding` lets an engine differ by, as a share of the logits' spread; never more than MOST_ROUNDING."""
+    return min(OWN_ROUNDING * own_rounding(network, x), MOST_ROUNDING)
 
 
 def compare_trace(

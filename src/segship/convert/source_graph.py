@@ -13,7 +13,7 @@ import numpy as np
 from segship.convert import onnx_graph, onnx_import
 from segship.convert.onnx_sizes import settle_sizes
 from segship.engines import SessionOptions, open_session
-from segship.errors import EngineError, UsageError
+from segship.errors import EngineError, SourceError, UsageError
 from segship.families import Source, onnx_source
 from segship.families.onnx_source import OnnxNetwork
 from segship.manifest import Executed, Manifest, Recipe, Variant
@@ -55,18 +55,33 @@ def convert(source: Source, batch: int | None) -> tuple[Any, int | None, tuple[s
     """The graph, its fixed batch (None: free) and what is to be said about it.
 
     A ready-made graph may have its batch of one written into its inside; then it keeps it. UsageError where the user
-    asked for another.
+    asked for another. A network in torch may compute with its batch in a way that fixes it; then its graph is made for one.
     """
+    if not isinstance(source.network, OnnxNetwork):
+        return _of_torch(source, batch)
     graph = to_onnx(source, batch)
-    if not isinstance(source.network, OnnxNetwork) or takes_batch(source, graph, batch or 2):
+    if takes_batch(source, graph, batch or 2):
         return graph, batch, ()
     fixed = source.network.file.input.shape[0] or 1
     if batch not in (None, fixed):
         raise UsageError(
             f"the graph is made for a batch of {fixed} and does not work with --batch {batch}; leave it out"
         )
-    about = f"the graph is made for a batch of {fixed}, and other batches are run piece by piece"
-    return to_onnx(source, fixed), fixed, (about,)
+    return to_onnx(source, fixed), fixed, (_about_batch(fixed),)
+
+
+def _of_torch(source: Source, batch: int | None) -> tuple[Any, int | None, tuple[str, ...]]:
+    """With its batch free where torch can leave it free, else for one input."""
+    try:
+        return to_onnx(source, batch), batch, ()
+    except SourceError:
+        if batch is not None:
+            raise
+    return to_onnx(source, 1), 1, (_about_batch(1),)
+
+
+def _about_batch(fixed: int) -> str:
+    return f"the graph is made for a batch of {fixed}, and other batches are run piece by piece"
 
 
 def takes_batch(source: Source, graph: Any, batch: int) -> bool:

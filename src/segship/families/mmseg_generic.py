@@ -186,15 +186,49 @@ class ScaledUpsample(nn.Module):
         return functional.interpolate(x, scale_factor=self.factor, mode=self.mode, align_corners=self.align_corners)
 
 
+class AveragedBins(nn.Module):
+    """nn.AdaptiveAvgPool2d to a few bins a side, as two products with matrices that the graph makes of the map's size.
+
+    ONNX has no such pooling: where the bins do not divide the map, an exporter refuses or writes the example's bins into the
+    graph, which is right at the example's size alone. Bin i of k over n values is floor(i n / k) to ceil((i + 1) n / k).
+    """
+
+    def __init__(self, bins: tuple[int, int]) -> None:
+        super().__init__()
+        self.bins = bins
+
+    def forward(self, x: Tensor) -> Tensor:
+        down, across = (_averages(count, x.shape[axis], x) for count, axis in zip(self.bins, (2, 3), strict=True))
+        return down @ (x @ across.transpose(0, 1))
+
+
+def _averages(bins: int, side: int, like: Tensor) -> Tensor:
+    """(bins, side): row i averages what lies in bin i."""
+    number = torch.arange(bins, device=like.device)
+    first, behind = (number * side) // bins, ((number + 1) * side + bins - 1) // bins
+    place = torch.arange(side, device=like.device)
+    inside = (place >= first[:, None]) & (place < behind[:, None])
+    return inside.to(like.dtype) / (behind - first)[:, None].to(like.dtype)
+
+
 def _exportable(segmentor: nn.Module) -> nn.Module:
-    """The segmentor with every Upsample replaced that has a factor and no size of its own; in place."""
+    """The segmentor with every layer replaced that an exporter would fix to its example's size; in place."""
     from mmseg.models.utils import Upsample
 
     for parent in list(segmentor.modules()):
         for key, child in list(parent.named_children()):
             if isinstance(child, Upsample) and not child.size and child.scale_factor:
                 setattr(parent, key, ScaledUpsample(child.scale_factor, child.mode, child.align_corners))
+            elif isinstance(child, nn.AdaptiveAvgPool2d) and (bins := _bins(child)) not in (None, (1, 1)):
+                setattr(parent, key, AveragedBins(bins))
     return segmentor
+
+
+def _bins(pooling: nn.AdaptiveAvgPool2d) -> tuple[int, int] | None:
+    """(down, across); None where a side keeps its size."""
+    size: Any = pooling.output_size
+    down, across = size if isinstance(size, tuple | list) else (size, size)
+    return None if down is None or across is None else (int(down), int(across))
 
 
 class _HeadLogits(nn.Module):
