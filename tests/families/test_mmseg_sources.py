@@ -6,6 +6,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from mmseg_files import (
@@ -23,6 +24,7 @@ from mmseg_files import (
     unet_shape,
 )
 
+from segship.datasets.label_rules import rules_in
 from segship.errors import SourceError, UnknownSource, UsageError
 from segship.families import Source, load_source
 from segship.families.checkpoint import open_checkpoint
@@ -252,6 +254,21 @@ def test_classes(unet: State, tmp_path: Path) -> None:
         load(save(tmp_path / "c.pth", unet, {"config": old_config(), "CLASSES": NAMES, "PALETTE": [[1, 2, 3]]}))
     no_colors = load(save(tmp_path / "d.pth", unet, {"cfg": new_config().replace("palette=", "colors=")}))
     assert any("names no colours" in warning for warning in no_colors.warnings)
+
+
+def test_a_part_of_a_data_sets_classes(unet: State, tmp_path: Path) -> None:
+    """The numbers in its label maps are those of all its classes, as upstream's data sets read them."""
+    text = new_config().replace("'BaseSegDataset'", "'CityscapesDataset'").replace("palette=", "colours=")
+    some = text.replace(repr(NAMES), "('car', 'road', 'sky')")
+    recipe = load(save(tmp_path / "a.pth", unet, {"cfg": some})).recipe
+    rules = rules_in(recipe.metric.options)
+    assert rules.label_map == {k: {13: 0, 0: 1, 10: 2}.get(k, 255) for k in range(19)}
+    assert [(label.name, label.file_value) for label in recipe.labels] == [("car", 26), ("road", 7), ("sky", 23)]
+    truth = np.uint8([[0, 10, 13], [1, 255, 0]])
+    assert rules.apply(truth).tolist() == [[1, 2, 0], [255, 255, 1]]
+    others = load(save(tmp_path / "b.pth", unet, {"cfg": text})).recipe
+    assert "label_map" not in others.metric.options
+    assert [label.file_value for label in others.labels] == [None] * 3
 
 
 def test_one_channel_stands_for_two_classes(tmp_path: Path) -> None:

@@ -235,6 +235,23 @@ def test_a_package_says_how_its_label_maps_are_read(tmp_path: Path, cache: None)
     assert files.metrics["aAcc"] < 0.2, "labels of another numbering are no predictions"
 
 
+def test_a_package_of_a_part_of_the_classes(tmp_path: Path, cache: None) -> None:
+    """Numbers of classes that it has not are ignored, in the evaluation and in scores of its files."""
+    picture, truth = scene(0)
+    for folder, array in (("img_dir", picture), ("ann_dir", np.where(truth == 255, 255, truth + 4).astype(np.uint8))):
+        (tmp_path / "d" / folder).mkdir(parents=True)
+        cv2.imwrite(str(tmp_path / "d" / folder / "a.png"), array)
+    moved = ",".join(f"{old}:{old - 4 if 4 <= old < 4 + len(LABELS) else 255}" for old in range(30))
+    package = label_package(tmp_path / "net.segship", int8=False, options={"label_map": moved})
+    result = evaluate(package, tmp_path / "d", record=False, predictions=tmp_path / "maps")
+    assert result.variants[0].evaluation.value > 0.8
+    files = score_files("mmseg", tmp_path / "d", tmp_path / "maps", classes=str(package.path))
+    assert files.metrics["mIoU"] == result.variants[0].evaluation.value
+    without = label_package(tmp_path / "plain.segship", int8=False)
+    with pytest.raises(DatasetError, match="holds the unknown id"):
+        evaluate(without, tmp_path / "d", record=False)
+
+
 def test_options_of_other_worlds_are_refused(tmp_path: Path, cache: None) -> None:
     tree = cityscapes_tree(tmp_path / "cs")
     package = label_package(tmp_path / "net.segship", int8=False)

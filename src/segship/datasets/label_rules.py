@@ -67,3 +67,12 @@ def parse_label_map(text: str) -> dict[int, int]:
     except ValueError:
         pass
     raise UsageError(f"a label map is written OLD:NEW,OLD:NEW …, each OLD once, not '{text}'")
+
+
+def rules_in(options: Mapping[str, str | int | float | bool]) -> LabelRules:
+    """How a package reads its data set's label maps: ``reduce_zero_label`` and ``label_map`` (as text) among its metric's
+    options."""
+    text = str(options.get("label_map") or "")
+    return LabelRules(
+        label_map=parse_label_map(text) if text else {}, reduce_zero_label=bool(options.get("reduce_zero_label"))
+    )

@@ -59,10 +59,11 @@ def reduces_zero(dataset: Values, pipeline: Sequence[Values]) -> bool:
         return bool(dataset["reduce_zero_label"])
     if any(step.get("reduce_zero_label") for step in pipeline if plain_name(step["type"]) == "LoadAnnotations"):
         return True
-    return _named(dataset).reduce_zero_label or plain_name(dataset.get("type")) in ZERO_IS_NOTHING
+    return known_classes(dataset).reduce_zero_label or plain_name(dataset.get("type")) in ZERO_IS_NOTHING
 
 
-def _named(dataset: Values) -> Classes:
+def known_classes(dataset: Values) -> Classes:
+    """Those of the data set's type; no names where it is not written down here."""
     return DATASETS.get(plain_name(dataset.get("type")), Classes(names=(), palette=()))
 
 
@@ -70,7 +71,7 @@ def classes_of(dataset: Values, config: Config) -> Classes | None:
     """Class names and colours of the data set: its own words, else its type's. None where neither is there."""
     given = dataset.get("metainfo")
     info: Values = given if isinstance(given, Mapping) else {}
-    named = _named(dataset)
+    named = known_classes(dataset)
     names = dataset.get("classes") or info.get("classes") or config.get("metainfo.classes") or named.names
     palette = dataset.get("palette") or info.get("palette") or config.get("metainfo.palette")
     if not palette and set(names) <= set(named.names):  # a part of the data set's classes keeps their colours

@@ -108,10 +108,13 @@ def build_recipe(
             restore_method=method,
             restore_path="by-input-size",
         ),
-        labels=_labels(classes, facts.channels),
+        labels=_labels(classes, facts.channels, settings.dataset_names),
         metric=Metric(
             name="mIoU", scorer="mmseg", higher_is_better=True, grid="input",
-            options={"ignore_index": IGNORED, "reduce_zero_label": settings.reduce_zero_label},
+            options={
+                "ignore_index": IGNORED, "reduce_zero_label": settings.reduce_zero_label,
+                **_replaced(settings.dataset_names, classes.names, facts.channels),
+            },
         ),
     )  # fmt: skip
 
@@ -149,22 +152,33 @@ def made_up_colors(count: int) -> tuple[tuple[int, int, int], ...]:
     return tuple((source.randrange(256), source.randrange(256), source.randrange(256)) for _ in range(count))
 
 
-def _labels(classes: Classes, channels: int) -> tuple[Label, ...]:
+def _replaced(known: tuple[str, ...], names: tuple[str, ...], channels: int) -> dict[str, str]:
+    """What becomes of the numbers in label maps where the network has a part of the data set's classes, or all in another
+    order: the scorer's ``label_map``. Upstream reads its data sets' label maps so (datasets/basesegdataset.py)."""
+    alone = channels == len(names) == 1  # one class, told from nothing by a threshold
+    if names == known or not set(names) <= set(known) or alone:
+        return {}
+    numbers = [names.index(name) if name in names else IGNORED for name in known]
+    return {"label_map": ",".join(f"{old}:{new}" for old, new in enumerate(numbers))}
+
+
+def _labels(classes: Classes, channels: int, known: tuple[str, ...]) -> tuple[Label, ...]:
     pairs = list(zip(classes.names, classes.palette, strict=True))
     if channels == 1 and len(pairs) == 1:  # one class, told from nothing by a threshold
         return (Label(id=1, name=pairs[0][0], color=pairs[0][1]),)
-    in_files = _numbers_in_files(classes)
+    in_files = _numbers_in_files(classes, known)
     return tuple(
         Label(id=index, name=name, color=color, file_value=in_files.get(index))
         for index, (name, color) in enumerate(pairs)
     )
 
 
-def _numbers_in_files(classes: Classes) -> dict[int, int]:
+def _numbers_in_files(classes: Classes, known: tuple[str, ...]) -> dict[int, int]:
     """Class -> its number in the data set's own label files, where that is another: Cityscapes' label ids, and one more
     where 0 is ignored (upstream's ``--out`` adds it again)."""
-    if classes.names == cityscapes_labels.NAMES:
-        return dict(enumerate(cityscapes_labels.LABEL_IDS))
+    streets = cityscapes_labels.NAMES
+    if classes.names == streets or (known == streets and set(classes.names) <= set(streets)):
+        return {index: cityscapes_labels.LABEL_IDS[streets.index(name)] for index, name in enumerate(classes.names)}
     return {index: index + 1 for index in range(len(classes.names))} if classes.reduce_zero_label else {}
 
 

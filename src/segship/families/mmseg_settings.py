@@ -12,7 +12,7 @@ from typing import Any
 
 from segship.errors import SourceError
 from segship.families.mmseg_config import Config
-from segship.families.mmseg_dataset import classes_of, dataset_of, reduces_zero, unwrapped
+from segship.families.mmseg_dataset import classes_of, dataset_of, known_classes, reduces_zero, unwrapped
 from segship.families.mmseg_known import Classes
 from segship.families.mmseg_native import integers, plain_name
 from segship.manifest import ImageResize, Resize, ResizeByFactor, ResizeKeepRatio, Tiling
@@ -51,6 +51,8 @@ class Settings:
     reduce_zero_label: bool
     threshold: float
     """of a network of one channel"""
+    dataset_names: tuple[str, ...] = ()
+    """of the data set's type: what the numbers in its label maps stand for, whichever of them the network has"""
     mirror: bool = True
     """test-time augmentation also mirrors each view left to right"""
     notes: tuple[str, ...] = ()
@@ -91,7 +93,7 @@ def read_settings(config: Config) -> Settings:
     return Settings(
         mean=mean, std=std, grey=grey, rgb=rgb, resize=resize, pad_value=value, pad_multiple=multiple, pad_size=size, crop=crop,
         stride=stride, ratios=_ratios(config), classes=classes_of(dataset, config),
-        reduce_zero_label=reduces_zero(dataset, pipeline),
+        reduce_zero_label=reduces_zero(dataset, pipeline), dataset_names=known_classes(dataset).names,
         threshold=float(0.3 if head.get("threshold") is None else head["threshold"]), mirror=mirror,
         notes=(*config.notes, *flips),
     )  # fmt: skip

@@ -28,7 +28,7 @@ from segship.datasets.cityscapes_labels import IGNORE, cityscapes_labels
 from segship.datasets.dsb2018_splits import some
 from segship.datasets.label_cases import Numbers, label_case
 from segship.datasets.label_png import LabelPicture, color_table, from_colors, read_label_png, read_numbers
-from segship.datasets.label_rules import LabelRules
+from segship.datasets.label_rules import rules_in
 from segship.datasets.mmseg import is_mmseg, open_mmseg
 from segship.errors import DatasetError, UsageError
 from segship.manifest import Label
@@ -143,8 +143,7 @@ def _rules_of(classes: str | Sequence[str] | None, folders: FolderOptions) -> Fo
     """Label maps as the package was trained with them, where classes are a package's and nobody says other rules."""
     if folders.rules or not isinstance(classes, str) or not Path(classes).exists():
         return folders
-    reduced = open_package(classes).manifest.metric.options.get("reduce_zero_label")
-    return replace(folders, rules=LabelRules(reduce_zero_label=True)) if reduced else folders
+    return replace(folders, rules=rules_in(open_package(classes).manifest.metric.options))
 
 
 def _open_truth(root: Path, layout: str | None, split: str | Path | None, folders: FolderOptions) -> Dataset:

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from segship.datasets import Case
 from segship.datasets.dsb2018_splits import some
-from segship.datasets.label_rules import LabelRules
+from segship.datasets.label_rules import rules_in
 from segship.errors import DatasetError, UsageError
 from segship.inference.prediction import Prediction
 from segship.manifest import Recipe, Threshold
@@ -183,11 +183,11 @@ def score_case(
 
 
 def truth_of(case: Case, recipe: Recipe) -> NDArray[np.unsignedinteger]:
-    """(H, W) of a case's label map, its numbers read as the package was trained on them (``reduce_zero_label``)."""
+    """(H, W) of a case's label map, its numbers read as the package was trained on them (`rules_in`)."""
     found = case.read_labels().labels
     if found.shape[0] != 1:
         raise DatasetError(f"case {case.id} is a volume of {found.shape[0]} slices; this package is scored on pictures")
-    return LabelRules(reduce_zero_label=bool(recipe.metric.options.get("reduce_zero_label"))).apply(found[0])
+    return rules_in(recipe.metric.options).apply(found[0])
 
 
 def score_arrays(
