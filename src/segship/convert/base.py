@@ -98,7 +98,7 @@ class Base:
         engine = checks.checking_engines(None, "fp32")[0]
         with (
             checks.temporary_package(manifest, dict(files)) as package,
-            Predictor.open(package, engine=engine, cache_dir=package.path / ".cache") as predictor,
+            Predictor.open(package, engine=engine, cache_dir=package.path / ".cache", compile_now=False) as predictor,
         ):
             stages = predictor.golden_trace(golden.input_bytes)
         tolerance = max(get_engine(name).TOLERANCE["fp32"] for name in checks.checking_engines(None, "fp32"))

@@ -270,7 +270,8 @@ def _prove(
             steps.next(f"comparing with {name}")
             tolerance = _tolerance(source, name, expected)
             cache = package.path / ".cache"
-            with Predictor.open(package, engine=name, cache_dir=cache, profile=True) as predictor:
+            # compiled when the sample is run, at its size: at a street scene's it would take seconds and gigabytes for nothing
+            with Predictor.open(package, engine=name, cache_dir=cache, profile=True, compile_now=False) as predictor:
                 rows += parity.compare_trace(name, expected, predictor.golden_trace(picture), tolerance, source.recipe)
                 for label, x in _further_inputs(check_recipe(source.recipe), expected, picture):
                     rows += _compare_network(source, predictor, name, label, x, tolerance)

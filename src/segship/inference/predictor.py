@@ -95,8 +95,12 @@ class Predictor:
         profile: bool = False,
         tta: Augmenting | None = None,
         tta_ratios: tuple[float, ...] | None = None,
+        compile_now: bool = True,
     ) -> Predictor:
         """Open a package (or its path) on an engine; the graph is compiled now, so that errors show now.
+
+        ``compile_now`` False leaves that to the first use: for those who run the golden sample alone, which a package
+        of large pictures is checked by at a smaller size than the one that its graph would be compiled for.
 
         ``precision`` is fp32, fp16, bf16, int8, int16, one of their aliases, or "auto" (the fastest variant whose
         recorded drop is at most ``max_drop`` and that this processor computes in natively). ``streams`` is how many
@@ -122,7 +126,8 @@ class Predictor:
             opened, engine=engine, choice=choice, options=options, batch=batch, limits=limits, array_order=array_order,
             tta=tta, tta_ratios=tta_ratios,
         )  # fmt: skip
-        self.members.sessions(batch)
+        if compile_now:
+            self.members.sessions(batch)
         return self
 
     def close(self) -> None:

@@ -51,7 +51,7 @@ def verify_package(
     wanted = tuple(precisions or (variant.precision for variant in package.manifest.variants))
     rows: list[VerifyRow] = []
     for precision in wanted:
-        with Predictor.open(package, precision=precision, engine=engine, **options) as predictor:
+        with Predictor.open(package, precision=precision, engine=engine, compile_now=False, **options) as predictor:
             stages = predictor.golden_trace(golden.input_bytes)
             rows += compare_stages(golden, stages, package.manifest, precision, predictor.engine)
     return rows
