@@ -47,7 +47,8 @@ private:
 // ------------------------------------------------------------------------------------------------- TIFF and EXIF
 
 struct TiffFacts {
-    std::uint64_t width = 0, height = 0, bits = 1, photometric = 1, samples = 1, orientation = 1;
+    std::uint64_t width = 0, height = 0, bits = 1, photometric = 1, samples = 1, orientation = 1, compression = 1;
+    int extra = -1;
     bool several = false;
 };
 
@@ -74,9 +75,11 @@ TiffFacts walk_tiff(const std::string& data) {
         if (tag == 256) facts.width = value(entry);
         if (tag == 257) facts.height = value(entry);
         if (tag == 258) facts.bits = value(entry);
+        if (tag == 259) facts.compression = value(entry);
         if (tag == 262) facts.photometric = value(entry);
         if (tag == 274) facts.orientation = value(entry);
         if (tag == 277) facts.samples = value(entry);
+        if (tag == 338) facts.extra = static_cast<int>(std::min<std::uint64_t>(value(entry), 999));
     }
     const std::size_t next = start + count_size + static_cast<std::size_t>(entries) * entry_size;
     facts.several = bytes.has(next, word) && bytes.number(next, word) != 0;
@@ -93,6 +96,9 @@ Container tiff_container(const std::string& data) {
     Container found{"TIFF", facts.height, facts.width, facts.several, static_cast<int>(std::min<std::uint64_t>(facts.bits, 64)),
                     static_cast<int>(std::min<std::uint64_t>(facts.samples, 64)), facts.photometric == 3, 1};
     found.orientation = sensible_orientation(facts.orientation);
+    found.photometric = static_cast<int>(std::min<std::uint64_t>(facts.photometric, 65'535));
+    found.compression = static_cast<int>(std::min<std::uint64_t>(facts.compression, 65'535));
+    found.extra = facts.extra;
     return found;
 }
 

@@ -21,6 +21,9 @@ struct Container {
     int colour = 0;        // PNG: its colour type; JPEG, TIFF: samples a pixel
     bool palette = false;
     int orientation = 1;   // EXIF's number, 1 (upright) to 8
+    int photometric = -1;  // TIFF: how samples mean colours, 2 RGB, 5 CMYK, 6 YCbCr, 8 Lab
+    int compression = 1;   // TIFF: 1 none
+    int extra = -1;        // TIFF: what a fourth sample means, 1 and 2 alpha
 };
 
 // Read the header of an encoded image. InputError for an empty, unknown, damaged or truncated file, and for kinds that are

@@ -194,7 +194,8 @@ void require_labels(const Json& manifest, const OutputOptions& options, const Js
     const bool undecided = field<std::string>(decision, "rule") == "saliency" &&
                            (!decision.contains("threshold") || decision.at("threshold").is_null());
     if (undecided && !options.has_threshold()) {
-        throw UsageError(options.kind + " is made of classes and this package gives maps of grey; add --threshold 0.5");
+        throw UsageError(options.kind +
+                         " is made of classes and this package gives maps of grey; give a threshold, 0.5 for example");
     }
     if (options.clean_mask || options.matting || options.rgb_mask) {
         throw UsageError("clean_mask, matting and rgb_mask are for masks, not for " + options.kind + "; leave them out");
@@ -205,8 +206,8 @@ void require_labels(const Json& manifest, const OutputOptions& options, const Js
     });
     if (options.kind == "cityscapes" && !known) {
         throw UsageError("package '" + field<std::string>(manifest, "name") +
-                         "' does not know the label ids of Cityscapes (labels.file_value in its manifest); take --output ids or "
-                         "color, or export it again from a network with Cityscapes' classes");
+                         "' does not know the label ids of Cityscapes (labels.file_value in its manifest); take ids or color, "
+                         "or export it again from a network with Cityscapes' classes");
     }
 }
 
@@ -277,8 +278,13 @@ void check_output(const Json& manifest, const OutputOptions& options) {
     const bool objects = options.kind == "cutout" || options.kind == "composite" ||
                          (options.kind == "mask" && options.estimates_alpha());
     if (objects && !has_background(manifest)) {
-        throw UsageError("package '" + field<std::string>(manifest, "name") +
-                         "' gives every pixel a class and none is the background, so there is nothing to cut out; take the mask");
+        std::string names;
+        const Json labels = field<Json>(manifest, "labels");
+        for (std::size_t i = 0; i < std::min<std::size_t>(labels.size(), 3); ++i) {
+            names += (i > 0 ? ", " : "") + field<std::string>(labels[i], "name");
+        }
+        throw UsageError("package '" + field<std::string>(manifest, "name") + "' gives every pixel a class (" + names +
+                         " …) and none is the background, so there is nothing to cut out; take the mask");
     }
 }
 

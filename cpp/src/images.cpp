@@ -51,6 +51,10 @@ void check_pixels(std::size_t height, std::size_t width, const ImageLimits& limi
 }
 
 cv::Mat decode_opencv(const std::string& data, int flags, const Container& container, const std::string& name) {
+    if (container.format == "WebP" && container.several) {
+        throw InputError(name +
+                         " is an animated WebP picture, which the C++ runner does not read; save its first frame as PNG");
+    }
     cv::Mat pixels;
     try {
         const cv::Mat bytes(1, static_cast<int>(data.size()), CV_8U, const_cast<char*>(data.data()));
@@ -101,6 +105,11 @@ cv::Mat high_bytes(const cv::Mat& wide) {
 
 // As cv2.imdecode gives it: one plane, or three in the order B, G, R.
 cv::Mat decode_like_opencv(const std::string& data, bool grey, const Container& container, const std::string& name) {
+    if (container.format == "PNG" && grey && container.several) {  // OpenCV takes an animation's first picture in colour
+        cv::Mat plane;
+        cv::cvtColor(decode_png(data, PngPlanes::bgr, name), plane, cv::COLOR_BGR2GRAY);
+        return plane;
+    }
     if (container.format == "PNG") return decode_png(data, grey ? PngPlanes::grey : PngPlanes::bgr, name);
     if (container.format == "JPEG" && container.colour != 4) {
         return decode_jpeg(data, grey ? JpegPlanes::grey : JpegPlanes::bgr, name);
@@ -137,11 +146,27 @@ cv::Mat decode_like_pillow(const std::string& data, const Container& container, 
     return pixels;
 }
 
+// InputError for TIFFs that OpenCV decodes to other values than Pillow: colours multiplied by alpha, other colour spaces.
+void refuse_other_values(const Container& container, const std::string& name) {
+    if (container.format != "TIFF") return;
+    const bool alpha = container.colour == 4 && container.bits == 8 && (container.extra == 1 || container.extra == 2);
+    const bool space = container.photometric >= 8 || (container.photometric == 6 && container.compression == 1);
+    if (!alpha && !space) return;
+    throw InputError(name + " is a TIFF with " + (alpha ? "alpha beside its colours" : "colours other than RGB") +
+                     ", which the C++ runner does not read for this network; save it as PNG");
+}
+
 // The file as it is, in Pillow's terms: bit depth kept where grey, 8 bits where coloured.
 Decoded by_pillow(const std::string& data, const Container& container, bool apply_rotation, const std::string& name) {
+    refuse_other_values(container, name);
     Decoded found;
     found.pixels = turned_by_rules(decode_like_pillow(data, container, name), container, apply_rotation);
     found.has_alpha = found.pixels.channels() == 4;
+    const bool spare = container.photometric == 5 || container.extra == 0;  // CMYK, or a sample that means nothing
+    if (found.has_alpha && container.format == "TIFF" && spare) {
+        cv::cvtColor(found.pixels, found.pixels, cv::COLOR_RGBA2RGB);
+        found.has_alpha = false;
+    }
     found.boolean = container.bits == 1 && found.pixels.channels() == 1 && !container.palette;
     if (found.boolean) found.pixels = (found.pixels != 0) / 255;
     return found;
@@ -213,7 +238,7 @@ Pixels as_pixels(const cv::Mat& pixels) {
 // uint8 RGB to look at: floats stand for 0..1, unless they go beyond.
 cv::Mat rgb8(const Decoded& found) {
     cv::Mat pixels = found.pixels;
-    if (found.boolean) pixels = pixels * 255;
+    if (found.boolean) pixels = cv::Mat(found.pixels * 255);  // a new one: the network's stay 0 and 1
     if (pixels.depth() == CV_16U) pixels = high_bytes(pixels);
     if (pixels.depth() == CV_32F) {
         double low = 0, high = 0;

@@ -318,11 +318,12 @@ private:
         if (!matting_setting_.empty() && !output.matting) throw UsageError(matting_setting_ + " is a setting of --matting; add that");
         const bool plain = output.kind == "mask" && !output.rgb_mask && !output.matting;
         if (!plain && (found_.format != "png" || output.palette)) {
-            throw UsageError("--format npz and --palette are forms of plain masks; leave them out for " + output.kind);
+            throw UsageError((output.palette ? "palette" : "format " + found_.format) +
+                             " is a form of plain masks; leave it out for cutouts, composites, matting, rgb masks");
         }
         if (output.palette && found_.format != "png") throw UsageError("palette is a form of PNG and does not go with format npz");
         if (output.needs_picture() && found_.grid == "network") {
-            throw UsageError("cutouts, composites and overlays lie on the picture's own grid; leave out --grid network");
+            throw UsageError("cutouts, composites and matting lie on the picture's own grid; leave out grid network");
         }
         if (found_.probabilities && found_.probability_images) {
             throw UsageError("choose one of --save-probabilities (npz) and --probability-images (PNG)");
@@ -360,7 +361,10 @@ private:
             output.background = parse_color(background_);
         } catch (const UsageError&) {
             std::FILE* file = std::fopen(background_.c_str(), "rb");
-            if (file == nullptr) throw;
+            if (file == nullptr) {
+                throw UsageError("the background '" + background_ +
+                                 "' is neither a colour (white, #rrggbb, r,g,b or r,g,b,a) nor an image file");
+            }
             std::fclose(file);
             output.background_picture = read_rgb(background_);
         }

@@ -18,6 +18,7 @@
 #include "processor.hpp"
 #include "runs.hpp"
 #include "summary.hpp"
+#include "views2d.hpp"
 #include "writers2d.hpp"
 
 namespace fs = std::filesystem;
@@ -131,7 +132,9 @@ void write_one(const Arguments& arguments, const Prediction2d& found, const Job&
     }
     if (arguments.overlay) write_overlay(arguments, found, job.name);
     if (arguments.instances) write_instances(arguments, found.decided(output), job.name);
-    if (!arguments.stages.empty()) write_stages(found, (fs::path(arguments.stages) / (job.name + ".npz")).string());
+    if (!arguments.stages.empty()) {
+        write_stages(found.decided(output), (fs::path(arguments.stages) / (job.name + ".npz")).string());
+    }
 }
 
 // Every input is done or its failure is noted; an OutputError ends the run, as the next file would fare no better.
@@ -293,6 +296,7 @@ int run_pictures(const Arguments& arguments, std::unique_ptr<Package> package) {
     check_more(arguments, manifest);
     const std::vector<Job> jobs = jobs_of(arguments);
     refuse_overwriting(arguments, jobs, manifest);
+    if (!arguments.tta.empty()) augmented(manifest, arguments.tta, arguments.tta_ratios);  // refuses once, not every picture
     Options options = arguments.options;
     options.streams = streams_for(arguments, jobs.size(), manifest);
     Summary summary(arguments, jobs.size(), "images");

@@ -315,6 +315,8 @@ def test_broken_pictures_are_named_and_the_others_are_done(
     jpeg = cv2.imencode(".jpg", picture(60, 80))[1].tobytes()
     changed = bytearray(png)
     changed[len(png) // 2] ^= 0xFF
+    sums = bytearray(png)
+    sums[-13] ^= 0xFF  # of the pixels, before the end's twelve bytes
     bad = {
         "text.png": b"this is no picture at all",
         "empty.png": b"",
@@ -324,6 +326,7 @@ def test_broken_pictures_are_named_and_the_others_are_done(
         "cut_early.jpg": jpeg[:30],
         "huge.png": huge_png(),
         "changed.png": bytes(changed),
+        "sums.png": bytes(sums),
         "header.png": png[:20],
     }
     for name, content in bad.items():
@@ -431,6 +434,39 @@ def test_precisions_that_there_are_not(package: Path, cell: Path, run_cpp: Runne
     ran = run_cpp(package, cell, precision="fp7")
     assert ran.code in (1, 2)
     assert "fp7" in ran.error
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        {"tta": "1.x"},
+        {"output": "cityscapes"},
+        {"output": "color", "palette": True},
+        {"output": "color", "format": "npz"},
+        {"output": "cutout", "grid": "network"},
+        {"output": "composite", "background": "no-colour"},
+        {"rgb_mask": True, "output": "cutout"},
+        {"threshold": "1.5"},
+    ],
+    ids=lambda words: "-".join(map(str, words.values())),
+)
+def test_what_a_package_cannot_give_is_said_in_pythons_words(
+    words: dict[str, Any],
+    package: Path,
+    cell: Path,
+    run_cpp: Runner,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Before anything is read: one line, exit code 2."""
+    from segship.cli import run
+
+    ours = run_cpp(package, cell, trace=False, **words)
+    options = [part for name, value in words.items() for part in (f"--{name.replace('_', '-')}", value)]
+    given = [part for part in options if part is not True]
+    code = run(["predict", str(package), str(cell), "-o", str(tmp_path / "python"), *given])
+    assert ours.code == code == 2, ours.err
+    assert ours.error == capsys.readouterr().err.strip()
 
 
 def test_options_of_the_other_kind(package: Path, cell: Path, run_cpp: Runner, tmp_path: Path) -> None:

@@ -65,6 +65,9 @@ PNG: dict[str, Callable[[], bytes]] = {
     "wide_rgba.png": lambda: opencv(".png", np.dstack([WIDE[..., ::-1], WIDE[..., :1]])),
     "wide_grey_alpha.png": lambda: grey_alpha_16(),
     "interlaced.png": lambda: interlaced(),
+    "moving.png": lambda: saved(
+        Image.fromarray(RGB), "PNG", save_all=True, append_images=[Image.fromarray(RGB[::-1].copy())]
+    ),
     "gamma.png": lambda: with_chunk(b"gAMA", struct.pack(">I", 100000)),
 }
 JPEG: dict[str, Callable[[], bytes]] = {
@@ -83,6 +86,19 @@ OTHERS: dict[str, Callable[[], bytes]] = {
     "lzw.tif": lambda: saved(Image.fromarray(RGB), "TIFF", compression="tiff_lzw"),
     "grey.tif": lambda: saved(Image.fromarray(RGB[..., 0]), "TIFF"),
     "wide.tif": lambda: saved(Image.fromarray(WIDE[..., 0]), "TIFF"),
+    "rgba.tif": lambda: saved(Image.fromarray(np.dstack([RGB, ALPHA])), "TIFF"),
+    "wide_rgba.tif": lambda: opencv(".tif", np.dstack([WIDE[..., ::-1], WIDE[..., :1]])),
+    "cmyk.tif": lambda: saved(Image.fromarray(RGB).convert("CMYK"), "TIFF"),
+    "spare.tif": lambda: saved(Image.fromarray(RGB).convert("RGBX"), "TIFF"),
+    "lab.tif": lambda: saved(Image.fromarray(RGB).convert("LAB"), "TIFF"),
+    "video.tif": lambda: saved(Image.fromarray(RGB).convert("YCbCr"), "TIFF"),
+    "jpeg.tif": lambda: saved(Image.fromarray(RGB), "TIFF", compression="jpeg"),
+    "one_bit.tif": lambda: saved(Image.fromarray(RGB[..., 0] > 120), "TIFF", compression="group4"),
+    "palette.bmp": lambda: saved(Image.fromarray(RGB).quantize(20), "BMP"),
+    **{f"exif{n}.tif": lambda n=n: turned(n, "TIFF") for n in range(2, 9)},
+    "moving.webp": lambda: saved(
+        Image.fromarray(RGB), "WEBP", save_all=True, append_images=[Image.fromarray(RGB[::-1].copy())], lossless=True
+    ),
     "lossless.webp": lambda: saved(Image.fromarray(RGB), "WEBP", lossless=True),
     "lossy.webp": lambda: saved(Image.fromarray(RGB), "WEBP", quality=80),
     "rgb.gif": lambda: saved(Image.fromarray(RGB).quantize(64), "GIF"),
@@ -170,6 +186,35 @@ def test_every_kind_of_file(reader: str, files: dict[str, Path], run_cpp: Runner
                 refused.append(name)
                 assert path.name in found.failure(path.name)
     assert not set(refused) & (PNG.keys() | JPEG.keys()), found.err
+
+
+def test_grey_tiffs_that_were_turned(run_cpp: Runner, tmp_path: Path) -> None:
+    """Their size stands in the file as it is, and as it is to be seen."""
+    paths = []
+    for number in range(1, 9):
+        exif = Image.Exif()
+        exif[0x0112] = number
+        paths.append(tmp_path / f"g{number}.tif")
+        paths[-1].write_bytes(saved(Image.fromarray(RGB[..., 0]), "TIFF", exif=exif))
+    for rotation in ("apply", "ignore"):
+        package = package_for(tmp_path / "net.segship", SKIMAGE.model_copy(update={"exif_rotation": rotation}))
+        found = run_cpp(package, *paths)
+        with Predictor.open(package) as predictor:
+            for path in paths:
+                check_stages(found.of(path.stem), predictor.trace(path))
+
+
+@pytest.mark.parametrize("reader", SPECS)
+def test_keeping_a_pictures_colours_changes_no_answer(
+    reader: str, files: dict[str, Path], run_cpp: Runner, tmp_path: Path
+) -> None:
+    """Overlays keep the picture as it is seen, the network gets it as it was."""
+    package = package_for(tmp_path / "net.segship", SPECS[reader])
+    pngs = [path for name, path in files.items() if name in PNG]
+    plain, drawn = run_cpp(package, *pngs), run_cpp(package, *pngs, overlay=True)
+    for path in pngs:
+        for stage in ("read", "decoded"):
+            assert np.array_equal(plain.of(path.stem)[stage], drawn.of(path.stem)[stage]), f"{path.name}: {stage}"
 
 
 @pytest.mark.parametrize("reader", ["opencv rgb", "pillow", "skimage"])

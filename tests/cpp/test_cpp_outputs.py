@@ -8,7 +8,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from cpp_cases import ARGMAX, labels, picture_package, resized
+from cpp_cases import ARGMAX, SIGMOID, labels, picture_package, resized
 from cpp_compare import Runner
 from PIL import Image
 
@@ -81,3 +81,30 @@ def test_of_classes(fields: dict[str, Any], run_cpp: Runner, tmp_path: Path) -> 
     )
     package = picture_package(tmp_path / "net.segship", *resized(48, 64), decode=ARGMAX, classes=4, labels=named)
     beside(package, disc(tmp_path / "disc.png"), fields, run_cpp)
+
+
+def test_the_kept_decision_is_the_one_that_is_written(run_cpp: Runner, tmp_path: Path) -> None:
+    """A threshold of the command line counts for the mask and for the stage before it."""
+    decode = SIGMOID.model_copy(update={"restore_what": "probabilities"})
+    package = picture_package(tmp_path / "net.segship", *resized(48, 64), decode=decode)
+    source = disc(tmp_path / "disc.png")
+    kept = {}
+    for threshold in ("0.5", "0.8"):
+        ran = run_cpp(package, source, threshold=threshold)
+        kept[threshold] = ran.of("disc")["decoded"]
+        with Image.open(ran.folder / "disc.png") as mask:
+            assert np.array_equal(np.asarray(mask) > 0, kept[threshold].reshape(mask.size[::-1]) > 0)
+    assert (kept["0.5"] != kept["0.8"]).any()
+
+
+def test_probabilities_are_float32_whatever_enlarges_them(run_cpp: Runner, tmp_path: Path) -> None:
+    """scikit-image resizes in float64."""
+    for method in ("skimage:linear", "skimage:linear-antialias", "opencv:linear", "torch:bilinear"):
+        decode = SIGMOID.model_copy(update={"restore_what": "probabilities", "restore_method": method})
+        package = picture_package(tmp_path / "net.segship", *resized(48, 64), decode=decode, classes=2)
+        source = disc(tmp_path / "disc.png")
+        ran = run_cpp(package, source, save_probabilities=True)
+        with np.load(ran.folder / "probabilities" / "disc.npz") as arrays, Predictor.open(package) as predictor:
+            ours, theirs = arrays["probabilities"], predictor(source).probabilities
+        assert ours.dtype == theirs.dtype == np.float32
+        assert np.abs(ours - theirs).max() <= 1e-5

@@ -271,7 +271,7 @@ def test_memory_is_bounded_with_numbers(segship, volumes, tmp_path):
     [
         (["--folds", "0", "7"], "the package has no fold '7'; it has: 0, 1"),
         (["--step-size", "0"], "step size is a part of the window"),
-        (["--output", "cutout"], "--kind is for packages of pictures"),
+        (["--output", "cutout"], "--output is for packages of pictures"),
         (["--overlay"], "--overlay is for packages of pictures"),
         (["--prev-stage-predictions", "nowhere"], "continues no other"),
         (["-num_parts", "2", "-part_id", "2"], "part_id counts from 0"),

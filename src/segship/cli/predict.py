@@ -160,7 +160,7 @@ def predict(
     for_volumes = predict_volumes.take_options(rest)
     opened = open_package(package)
     if opened.manifest.input.kind == "volume":
-        for_pictures = {k: rest.get(k) for k in (*_OUTPUT_OPTIONS, *_PICTURE_FLAGS)}
+        for_pictures = {"output" if k == "kind" else k: rest.get(k) for k in (*_OUTPUT_OPTIONS, *_PICTURE_FLAGS)}
         predict_volumes.refuse_for_volumes(
             for_pictures
             | {"probability_images": probability_images, "jpeg": jpeg, "tta": tta, "tta_ratios": tta_ratios}

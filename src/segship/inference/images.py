@@ -293,7 +293,7 @@ def _decode_opencv(data: bytes, spec: ImageInput, container: Container, name: st
 def _from_pillow(picture: PilImage, spec: ImageInput, name: str) -> np.ndarray:
     """RGB (H, W, 3) or grey (H, W, 1); RGBA (H, W, 4) where alpha is kept."""
     try:
-        picture = _upright(picture, spec)
+        picture = _plain(_upright(picture, spec))
     except OSError as error:
         raise InputError(
             f"{name} cannot be decoded ({error}); it is damaged or cut short, copy that file again"
@@ -315,6 +315,17 @@ def _from_pillow(picture: PilImage, spec: ImageInput, name: str) -> np.ndarray:
     if spec.reader in _EIGHT_BIT:
         pixels = to_8_bit(pixels, name)
     return pixels if pixels.ndim == 3 else pixels[..., None]
+
+
+def _plain(picture: PilImage) -> PilImage:
+    """The loaded picture without what Pillow stumbles over: a size of before, and a warning about what is dropped anyway."""
+    picture.load()
+    if picture.size != picture.im.size:  # of a TIFF whose rotation was forgotten
+        picture = picture.copy()
+    if picture.mode == "P" and isinstance(picture.info.get("transparency"), bytes):
+        picture = picture.copy()
+        del picture.info["transparency"]
+    return picture
 
 
 def _upright(picture: PilImage, spec: ImageInput) -> PilImage:

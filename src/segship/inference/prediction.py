@@ -145,7 +145,8 @@ class Prediction:
         if isinstance(decision, Saliency):
             found = self.saliency
             return (found.astype(np.float32) / np.float32(255) if found.dtype == np.uint8 else found)[None]
-        return scores_on_grid(self._scores, self.recipe.decode, self._restored, self.activated)
+        found = scores_on_grid(self._scores, self.recipe.decode, self._restored, self.activated)
+        return found.astype(np.float32, copy=False)  # scikit-image's resize gives float64
 
     @cached_property
     def saliency(self) -> np.ndarray:
