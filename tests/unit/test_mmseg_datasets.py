@@ -20,7 +20,7 @@ from segship.datasets.cityscapes_labels import CLASSES, NAMES, cityscapes_labels
 from segship.datasets.cityscapes_prepare import prepare
 from segship.datasets.label_png import from_colors, read_label_png, read_numbers
 from segship.datasets.label_rules import LabelRules, parse_label_map
-from segship.errors import DatasetError, UsageError
+from segship.errors import DatasetError, DatasetMissing, UsageError
 
 
 def test_the_table_of_classes() -> None:
@@ -264,7 +264,7 @@ def test_prepare_checks_pairs_before_it_writes(tmp_path: Path) -> None:
         prepare(tree, tmp_path / "out")
     with pytest.raises(DatasetError, match="holds no picture of Cityscapes"):
         prepare(tmp_path / "tree" / "gtFine" / "val", tmp_path / "out")
-    with pytest.raises(DatasetError, match="there is nothing at"):
+    with pytest.raises(DatasetMissing, match="there is nothing at"):
         prepare(tmp_path / "nowhere", tmp_path / "out")
     (tmp_path / "bad.zip").write_bytes(b"PK nothing")
     with pytest.raises(DatasetError, match="is no zip that can be read"):
@@ -278,6 +278,26 @@ def test_prepare_names_damaged_files_and_does_the_others(tmp_path: Path) -> None
     with pytest.raises(DatasetError, match=rf"2 of 10 pictures were not prepared: .*{VAL[0]}.*no grey picture.*{VAL[1]}: the picture is \(52, 96\) pixels and its label \(20, 20\)"):  # fmt: skip
         prepare(tree, tmp_path / "out")
     assert len(list((tmp_path / "out").rglob("*labelTrainIds.png"))) == 7
+
+
+def test_prepare_among_other_files(tmp_path: Path) -> None:
+    """What other systems and parts of the data set leave there is passed over; a picture that is none is named."""
+    tree = cityscapes_tree(tmp_path / "tree", train_ids=False, ids=True)
+    picture = next((tree / "leftImg8bit" / "val").rglob(f"{VAL[0]}*"))
+    (picture.parent / f"._{picture.name}").write_bytes(b"rest")
+    (picture.parent / picture.name.replace("_0000", "_1111")).mkdir()
+    (picture.parent / "Thumbs.db").write_bytes(b"rest")
+    extra = tree / "leftImg8bit" / "train_extra" / "x"
+    extra.mkdir(parents=True)
+    (extra / picture.name).write_bytes(picture.read_bytes())
+    assert prepare(tree, tmp_path / "out").counts == {"train": 5, "val": 4, "test": 1}
+    picture.write_bytes(b"")
+    with pytest.raises(DatasetError, match=f"{VAL[0]}_leftImg8bit.png is no PNG picture"):
+        prepare(tree, tmp_path / "second")
+    picture.unlink()
+    picture.symlink_to(tmp_path / "nowhere.png")
+    with pytest.raises(DatasetError, match=f"{VAL[0]}_leftImg8bit.png cannot be read"):
+        prepare(tree, tmp_path / "second")
 
 
 def test_prepare_takes_one_archive_of_pictures_as_an_error(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ import numpy as np
 from segship.datasets.cityscapes import COUNTS, HINT, IMAGE_SUFFIX, IMAGES, LABEL_IDS, LABELS, TRAIN_IDS
 from segship.datasets.cityscapes_labels import HIGHEST_ID, to_train_ids
 from segship.datasets.dsb2018_splits import some
-from segship.errors import DatasetError, OutputError
+from segship.errors import DatasetError, DatasetMissing, OutputError
 
 Progress = Callable[[int, int, str], None]
 FILE_LIMIT_BYTES = 256 << 20  # one picture; real ones are below 3 MiB
@@ -88,7 +88,7 @@ def prepare(source: Path | str, out: Path | str, *, progress: Progress | None = 
     """
     root, target = Path(source), Path(out)
     if not root.exists():
-        raise DatasetError(
+        raise DatasetMissing(
             f"there is nothing at {root}; give the folder of leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip"
         )
     with ExitStack() as archives:
@@ -133,10 +133,15 @@ def _files(root: Path, archives: ExitStack) -> Iterator[tuple[str, _File]]:
         for name in (IMAGES, LABELS):
             for folder in (root / name, *sorted(root.glob(f"*/{name}"))):
                 for path in sorted(folder.rglob("*.png")) if folder.is_dir() else ():
-                    yield (
-                        path.relative_to(root).as_posix(),
-                        _File(path=path, size=path.stat().st_size, read=path.read_bytes),
-                    )
+                    if not path.is_dir():
+                        yield path.relative_to(root).as_posix(), _unpacked(path)
+
+
+def _unpacked(path: Path) -> _File:
+    try:
+        return _File(path=path, size=path.stat().st_size, read=path.read_bytes)
+    except OSError as error:  # a link to nothing
+        raise DatasetError(f"{path} cannot be read ({error.strerror}); copy that file again") from error
 
 
 def _reader_of(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Callable[[], bytes]:
@@ -225,6 +230,8 @@ def _place_label(one: _Picture, out: Path) -> bool:
         size = ids.shape
         data = cv2.imencode(".png", to_train_ids()[ids])[1].tobytes()
     picture = _png_size(_head(one.image, one.key))
+    if picture is None:
+        raise DatasetError(f"{one.key}{IMAGE_SUFFIX} is no PNG picture; copy that file again")
     if picture != size:
         raise DatasetError(f"{one.key}: the picture is {picture} pixels and its label {size}; copy both again")
     _write(place, data)
