@@ -102,3 +102,10 @@ class PrecisionMissing(EngineError):
 
 class BarMissed(SegshipError):
     exit_code = 3
+
+
+def last_line(error: BaseException, limit: int = 200) -> str:
+    """The line of a library's message that says most: many print a trace of calls first and the cause last."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = lines[-1] if lines else type(error).__name__
+    return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -15,7 +15,8 @@ from PIL import Image as Pil
 from segship.errors import SourceError, UnknownSource, UnsafePickle, UsageError
 from segship.families import all_options, load_source, parse_options, u2net
 from segship.families.u2net import tiny
-from segship.families.u2net_recipe import RECIPES, RESTORES, build_chain, build_recipe
+from segship.families.u2net_options import RECIPES, RESTORES
+from segship.families.u2net_recipe import build_chain, build_recipe
 from segship.inference.images import read_image
 from segship.inference.prediction import decode
 from segship.inference.preprocess import prepare

@@ -20,7 +20,8 @@ import torch
 from mlperf_cases import body, write_case, write_cases
 
 from segship.errors import DatasetError, SegshipError, SourceError, UsageError
-from segship.networks.unet3d_mlperf import FILTERS, Unet3D
+from segship.networks.unet3d_mlperf import Unet3D
+from segship.networks.unet3d_mlperf_choices import FILTERS
 from segship.networks.unetplusplus import UNet
 from segship.training import distributed, mlperf_checkpoint, mlperf_loop, unet3d_mlperf
 from segship.training.distributed import pick_device

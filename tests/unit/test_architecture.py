@@ -14,6 +14,7 @@ ORDER = [
     "errors",
     "manifest",
     "package",
+    "plugins",
     "engines",
     "inference",
     "datasets",
@@ -134,3 +135,26 @@ def test_no_module_takes_the_name_of_a_function_beside_it():
         names = {s.name for s in ast.walk(ast.parse(path.read_text())) if isinstance(s, ast.FunctionDef | ast.ClassDef)}
         taken += [f"{path.parent.name}.{name}" for name in names if (path.parent / f"{name}.py").exists()]
     assert not taken
+
+
+def test_help_imports_no_torch():
+    """Of every verb, and of what `prepare` and `train` hold: help comes at once, and where torch is not installed."""
+    code = (
+        "import sys, click, segship.cli as cli\n"
+        "heavy = ('torch', 'onnx', 'nncf', 'openvino', 'onnxruntime', 'matplotlib', 'pandas', 'jinja2', 'fastapi')\n"
+        "def visit(words, command, context):\n"
+        "    assert cli.run([*words, '--help']) == 0, words\n"
+        "    brought = [name for name in heavy if name in sys.modules]\n"
+        "    assert not brought, (words, brought)\n"
+        "    names = command.list_commands(context) if isinstance(command, click.Group) else []\n"
+        "    for name in names:\n"
+        "        visit([*words, name], command.get_command(context, name), context)\n"
+        "    shown.append(' '.join(words))\n"
+        "shown = []\n"
+        "visit([], cli.cli, click.Context(cli.cli))\n"
+        "print('shown:', ', '.join(shown))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    shown = done.stdout.splitlines()[-1]
+    assert all(verb in shown for verb in ("export", "run,", "compile", "prepare kits19", "train unet3d_mlperf"))

@@ -11,12 +11,13 @@ import click
 
 from segship.cli.options import IntList, NameList, Size, print_json, progress_bar, with_output
 from segship.cli.upstream_words import EXPORT, UpstreamWords
-from segship.errors import SourceError
 
 
 def family_options() -> list[click.Option]:
-    """What checkpoints of the known families do not say, as command-line options; needs torch, so it is called late."""
-    return [_click_option(option) for option in _families().all_options().values()]
+    """What checkpoints of the known families do not say, as command-line options; imports no torch."""
+    from segship import families
+
+    return [_click_option(option) for option in families.all_options().values()]
 
 
 def _click_option(option: Any) -> click.Option:
@@ -26,18 +27,6 @@ def _click_option(option: Any) -> click.Option:
     return click.Option(names, default=None, type=str, help=option.help, metavar=_metavar(option))
 
 
-def _families() -> Any:
-    try:
-        from segship import families
-    except ImportError as error:
-        raise _needs_convert(error) from None
-    return families
-
-
-def _needs_convert(error: ImportError) -> SourceError:
-    return SourceError(f"converting needs {error.name}; type: pip install 'segship[convert]'")
-
-
 def _metavar(option: Any) -> str:
     words = {"size": "HxW", "floats": "A,B,…", "text": "TEXT"}
     return "|".join(option.choices) if option.kind == "choice" else words[option.kind]
@@ -45,9 +34,11 @@ def _metavar(option: Any) -> str:
 
 def _takers() -> dict[str, list[str]]:
     """The names of the families that take an option, by its name."""
+    from segship import families
+
     takers: dict[str, list[str]] = {}
-    for family in _families().family_names():
-        for option in _families().get_family(family).OPTIONS:
+    for family, options in families.family_options().items():
+        for option in options:
             takers.setdefault(option.name, []).append(family)
     return takers
 
@@ -58,7 +49,9 @@ def _listed(names: list[str]) -> str:
 
 def split_family_options(values: dict[str, Any]) -> dict[str, Any]:
     """Take the families' own options out of a command's values and return them."""
-    names = _families().all_options()
+    from segship import families
+
+    names = families.all_options()
     return {name: values.pop(name) for name in list(values) if name in names}
 
 
@@ -123,11 +116,13 @@ def export(
 
     Nothing is written when an engine's answer differs from the source's beyond tolerance (exit code 3).
     """
+    from segship import families
+
     try:
         from segship.convert import parity
         from segship.convert.export import export as run_export
     except ImportError as error:
-        raise _needs_convert(error) from None
+        raise families.needs_convert(error) from None
 
     options = split_family_options(rest)
     with progress_bar(quiet, unit="step") as progress:
@@ -215,10 +210,12 @@ def compile(package: str, precision: str, as_json: bool, quiet: bool, verbose: b
     int16 rounds to 16 bits around convolutions that compute in float32 (OpenVINO keeps the rounding of weights alone):
     numerics of 16-bit fixed point and half the file, not speed.
     """
+    from segship import families
+
     try:
         from segship.convert.precision import compile_package
     except ImportError as error:
-        raise _needs_convert(error) from None
+        raise families.needs_convert(error) from None
 
     with progress_bar(quiet, unit="step") as progress:
         result = compile_package(package, precision, progress=progress, **rest)

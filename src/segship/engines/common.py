@@ -15,7 +15,7 @@ import numpy as np
 
 from segship.engines import Availability, Device, Session, SessionOptions
 from segship.engines.processor import processor
-from segship.errors import DeviceMissing, EngineError, EngineMissing, PrecisionMissing, UsageError
+from segship.errors import DeviceMissing, EngineError, EngineMissing, PrecisionMissing, UsageError, last_line
 from segship.manifest import Executed
 
 Shape = tuple[int | None, ...]
@@ -163,13 +163,6 @@ def no_memory(error: Exception) -> bool:
 
 def closed(engine: str) -> EngineError:
     return EngineError(f"{engine}: the session is closed; open it again")
-
-
-def last_line(error: BaseException, limit: int = 200) -> str:
-    """The line of a library's message that says most: engines print a trace of calls first and the cause last."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = lines[-1] if lines else type(error).__name__
-    return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 def convolution_share(measured: Iterable[tuple[str, float]]) -> dict[str, float]:

@@ -6,7 +6,6 @@ answers something else than it promises) is said in one line that names its pack
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
@@ -14,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from segship.engines import BUILT_IN, MODULE_NAMES, Session, SessionOptions, common
+from segship import plugins
+from segship.engines import BUILT_IN, MODULE_NAMES, Session, SessionOptions
 from segship.errors import EngineError, SegshipError
 from segship.manifest import Executed
 
@@ -24,26 +24,12 @@ if TYPE_CHECKING:
 GROUP = "segship.engines"
 SESSION_NAMES = ("options", "engine", "version", "device", "run", "executed", "close")
 
-_log = logging.getLogger(__name__)
 _CALLS = {"availability": (), "open_session": ("graph", "options")}
 
 
 def entries() -> list[EntryPoint]:
-    """The entry points of every installed package, those of damaged metadata left out."""
-    from importlib import metadata
-
-    try:
-        return list(metadata.entry_points(group=GROUP))
-    except Exception:  # one package's damaged entry_points.txt stops the reading of all
-        return [entry for distribution in metadata.distributions() for entry in _of(distribution)]
-
-
-def _of(distribution: Any) -> list[EntryPoint]:
-    try:
-        return list(distribution.entry_points.select(group=GROUP))
-    except Exception as error:
-        _log.warning("the entry points of an installed package cannot be read (%s)", common.last_line(error))
-        return []
+    """Every installed package's entry points of engines."""
+    return plugins.entries(GROUP)
 
 
 def names() -> list[str]:
@@ -53,22 +39,13 @@ def names() -> list[str]:
 
 def origin(name: str) -> str:
     """'package 1.0' of each package that brings the engine."""
-    return _origins([entry for entry in entries() if entry.name == name])
-
-
-def _origins(found: list[EntryPoint]) -> str:
-    return " and ".join(sorted({_origin(entry) for entry in found}))
-
-
-def _origin(entry: EntryPoint) -> str:
-    distribution = getattr(entry, "dist", None)
-    return entry.value if distribution is None else f"{distribution.name} {distribution.version}"
+    return plugins.origins([entry for entry in entries() if entry.name == name])
 
 
 def unused() -> list[str]:
     """In words, which packages bring an engine under a built-in one's name."""
     taken = [entry for entry in entries() if entry.name in BUILT_IN]
-    return [f"{_origin(entry)} brings an engine called '{entry.name}'; segship's own is used" for entry in taken]
+    return [f"{plugins.origin(entry)} brings an engine called '{entry.name}'; segship's own is used" for entry in taken]
 
 
 def load(name: str) -> ModuleType | None:
@@ -76,14 +53,14 @@ def load(name: str) -> ModuleType | None:
     found = [entry for entry in entries() if entry.name == name]
     if not found:
         return None
-    where = _origins(found)
+    where = plugins.origins(found)
     if len({entry.value for entry in found}) > 1:
         raise EngineError(f"two packages bring an engine called '{name}' ({where}); remove one of them")
     try:
         module = found[0].load()
     except (Exception, SystemExit) as error:
         raise EngineError(
-            f"engine '{name}' of {where} cannot be loaded ({_said(error)}); update, reinstall or remove its package"
+            f"engine '{name}' of {where} cannot be loaded ({plugins.said(error)}); update, reinstall or remove its package"
         ) from None
     wrong = faults(name, module)
     if wrong:
@@ -141,12 +118,8 @@ def open_session(name: str, module: ModuleType, graph: Path, options: SessionOpt
 
 def _failed(name: str, where: str, call: str, error: BaseException) -> EngineError:
     return EngineError(
-        f"engine '{name}' of {where} failed in {call} ({_said(error)}); tell its makers, or choose another --engine"
+        f"engine '{name}' of {where} failed in {call} ({plugins.said(error)}); tell its makers, or choose another --engine"
     )
-
-
-def _said(error: BaseException) -> str:
-    return f"{type(error).__name__}: {common.last_line(error)}"
 
 
 class OutsideSession:

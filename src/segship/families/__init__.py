@@ -4,7 +4,8 @@ A family module provides
 
     NAME: str                                  'unetplusplus'
     LOOKS_FOR: str                             what it looks for in a checkpoint, in words, for the error that lists it
-    OPTIONS: tuple[Option, ...]                what the weights do not say; the command line is generated from it
+    OPTIONS: tuple[Option, ...]                what the weights do not say; the command line is generated from it.
+                                               Built in: from ``<family>_options.py``, which imports no torch
     recognise(checkpoint) -> bool              by content, never by file name
     load(checkpoint, options, force=False) -> Source
     tiny() -> Source                           a small network with seeded weights, for the contract suite
@@ -13,60 +14,31 @@ and, where ready-made ONNX files of its networks are about, what ``onnx_source``
 folders, ``recognise_path(path)`` and ``load_path(path, options, trust_pickle, force)``.
 
 Families of other packages are found through the entry point group ``segship.families`` (entry point name =
-family name, value = module).
+family name, value = module), see `outside`.
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from segship.errors import SourceError, UnknownSource, UsageError
-from segship.families.checkpoint import Checkpoint, open_checkpoint
-from segship.families.onnx_source import OnnxFile, OnnxNetwork, is_onnx, open_onnx
+from segship.families.options import Option, OptionValue, parse_size
 from segship.manifest import Recipe
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from segship.families.checkpoint import Checkpoint
+    from segship.families.onnx_source import OnnxFile, OnnxNetwork
+
+__all__ = ["BUILT_IN", "Alternative", "Option", "OptionValue", "Source", "parse_size"]
+
 BUILT_IN = ("unetplusplus", "u2net", "nnunet", "unet3d_mlperf", "mmseg")
-
-OptionValue = str | int | float | bool | tuple[int, ...] | tuple[float, ...] | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Option:
-    """One thing that a checkpoint does not say. ``kind`` says how a word from the command line is read."""
-
-    name: str
-    help: str
-    kind: Literal["choice", "size", "floats", "text", "flag"]
-    choices: tuple[str, ...] = ()
-
-    @property
-    def flag(self) -> str:
-        return "--" + self.name.replace("_", "-")
-
-    def parse(self, value: Any) -> OptionValue:
-        """The value of a word (or an already typed value). Raises UsageError naming the flag."""
-        if value is None:
-            return None
-        if self.kind == "choice":
-            if str(value) not in self.choices:
-                raise UsageError(f"{self.flag} must be one of {', '.join(self.choices)}, not '{value}'")
-            return str(value)
-        if self.kind == "flag":
-            return bool(value)
-        if self.kind == "size":
-            return parse_size(value, self.flag)
-        if self.kind == "floats":
-            return _parse_floats(value, self.flag)
-        return str(value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,35 +79,52 @@ class Source:
 
 def family_names() -> tuple[str, ...]:
     """Built-in families first, then those that installed packages bring."""
-    outside = sorted(e.name for e in metadata.entry_points(group="segship.families") if e.name not in BUILT_IN)
-    return (*BUILT_IN, *outside)
+    from segship.families import outside  # reads every installed package's metadata: only where it is needed
+
+    return (*BUILT_IN, *outside.names())
 
 
 def get_family(name: str) -> ModuleType:
-    """The family's module. Raises UsageError for a name that nothing provides."""
+    """The family's module. Raises UsageError for a name that nothing provides, SourceError for a broken package."""
     if name in BUILT_IN:
         return importlib.import_module(f"segship.families.{name}")
-    for entry in metadata.entry_points(group="segship.families"):
-        if entry.name == name:
-            module = entry.load()
-            assert isinstance(module, ModuleType)
-            return module
-    raise UsageError(f"no family is called '{name}'; there are: {', '.join(family_names())}")
+    from segship.families import outside
+
+    module = outside.load(name)
+    if module is None:
+        raise UsageError(f"no family is called '{name}'; there are: {', '.join(family_names())}")
+    return module
+
+
+def _families() -> Iterator[ModuleType]:
+    """Every family whose module can be had; a broken package is named in a warning and left out."""
+    from segship.families import outside
+
+    for name in BUILT_IN:
+        yield get_family(name)
+    yield from outside.sound()
+
+
+def family_options() -> dict[str, tuple[Option, ...]]:
+    """Each family's options by its name. Those built in are read without their networks: no torch is imported."""
+    from segship.families import outside
+
+    found = {name: importlib.import_module(f"segship.families.{name}_options").OPTIONS for name in BUILT_IN}
+    return {**found, **{module.NAME: tuple(module.OPTIONS) for module in outside.sound()}}
 
 
 def all_options() -> dict[str, Option]:
     """Every family's options by name; families that share a name share its meaning."""
-    return {option.name: option for name in family_names() for option in get_family(name).OPTIONS}
+    return {option.name: option for options in family_options().values() for option in options}
 
 
 def recognise(checkpoint: Checkpoint) -> ModuleType:
     """The family whose marks the checkpoint carries. Raises UnknownSource with what was looked for and found."""
     looked_for = []
-    for name in family_names():
-        family = get_family(name)
+    for family in _families():
         if family.recognise(checkpoint):
             return family
-        looked_for.append(f"{name}: {family.LOOKS_FOR}")
+        looked_for.append(f"{family.NAME}: {family.LOOKS_FOR}")
     raise UnknownSource(
         f"{checkpoint.path} holds no network that segship knows; looked for {'; '.join(looked_for)}; "
         f"found {describe_keys(checkpoint)}; --family names one by hand"
@@ -145,13 +134,12 @@ def recognise(checkpoint: Checkpoint) -> ModuleType:
 def recognise_onnx(file: OnnxFile) -> ModuleType:
     """The family whose marks the graph carries. Raises UnknownSource with what was looked for and found."""
     looked_for = []
-    for name in family_names():
-        family = get_family(name)
+    for family in _families():
         if not hasattr(family, "recognise_onnx"):
             continue
         if family.recognise_onnx(file):
             return family
-        looked_for.append(f"{name}: {family.LOOKS_FOR_ONNX}")
+        looked_for.append(f"{family.NAME}: {family.LOOKS_FOR_ONNX}")
     raise UnknownSource(
         f"{file.path} is an ONNX graph of no network that segship knows; looked for {'; '.join(looked_for)}; "
         f"found {file.describe()}; export from the checkpoint instead, or name the family with --family"
@@ -169,8 +157,13 @@ def load_source(
     """Read a checkpoint file, run folder, TorchScript archive or ONNX file, recognise its family, build its network.
 
     ``force`` turns a contradiction between an option and the weights into a warning. Raises SourceError
-    (UnknownSource, UnsafePickle) for what cannot be taken and UsageError for options that do not fit.
+    (UnknownSource, UnsafePickle) for what cannot be taken or where torch is missing, and UsageError for options that do not fit.
     """
+    try:
+        from segship.families.checkpoint import open_checkpoint
+        from segship.families.onnx_source import is_onnx, open_onnx
+    except ImportError as error:
+        raise needs_convert(error) from None
     if is_onnx(Path(path)):
         return _load_onnx(open_onnx(path), family, options or {}, force)
     module = _folder_family(Path(path), family)
@@ -184,10 +177,14 @@ def load_source(
     return source
 
 
+def needs_convert(error: ImportError) -> SourceError:
+    """What to install where torch or another library that converting needs is missing."""
+    return SourceError(f"converting needs {error.name}; type: pip install 'segship[convert]'")
+
+
 def _folder_family(path: Path, family: str | None) -> ModuleType | None:
     """The family whose model folder lies there, where it keeps networks in folders."""
-    for name in (family,) if family else family_names():
-        module = get_family(name)
+    for module in [get_family(family)] if family else _families():
         if hasattr(module, "recognise_path") and path.exists() and module.recognise_path(path):
             return module
     return None
@@ -219,31 +216,3 @@ def describe_keys(checkpoint: Checkpoint, limit: int = 5) -> str:
     shown = [f"{key} {tuple(tensor.shape)}" for key, tensor in items[:limit]]
     more = f" and {len(items) - limit} more" if len(items) > limit else ""
     return (", ".join(shown) + more) if shown else "no tensors"
-
-
-def parse_size(value: Any, flag: str) -> tuple[int, int]:
-    """(height, width) from '96x128', '96' or a pair. Raises UsageError naming the flag."""
-    try:
-        parts = value.lower().split("x") if isinstance(value, str) else list(value) if _is_pair(value) else [value]
-        sides = [int(part) for part in parts]
-        if len(sides) == 1:
-            sides = sides * 2
-        if len(sides) == 2 and 1 <= min(sides) <= max(sides) <= 65536:
-            return sides[0], sides[1]
-    except (TypeError, ValueError):
-        pass
-    raise UsageError(f"{flag} takes HEIGHTxWIDTH such as 96x128, not '{value}'")
-
-
-def _is_pair(value: Any) -> bool:
-    return isinstance(value, tuple | list)
-
-
-def _parse_floats(value: Any, flag: str) -> tuple[float, ...]:
-    try:
-        parts = value.split(",") if isinstance(value, str) else list(value) if _is_pair(value) else [value]
-        return tuple(float(part) for part in parts)
-    except (TypeError, ValueError):
-        raise UsageError(
-            f"{flag} takes numbers separated by commas, such as 0.485,0.456,0.406, not '{value}'"
-        ) from None

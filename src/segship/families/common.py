@@ -12,8 +12,9 @@ import yaml
 from torch import nn
 
 from segship.errors import SourceError, UsageError
-from segship.families import Option
 from segship.families.checkpoint import Checkpoint
+from segship.families.options import CLASS_NAMES as CLASS_NAMES
+from segship.families.options import INPUT_SIZE as INPUT_SIZE
 from segship.manifest import Channel, ImageInput, Label
 
 MAX_YAML_BYTES = 1 << 20
@@ -21,23 +22,6 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 """per channel R, G, B in 0..1"""
 COLORS = ((0, 200, 0), (220, 40, 40), (50, 90, 240), (240, 200, 0), (200, 0, 200), (0, 200, 220), (255, 128, 0))
-
-INPUT_SIZE = Option(
-    name="input_size",
-    kind="size",
-    help="network input, HEIGHTxWIDTH in pixels (UNet++: config.yml's, else 96x96; U²-Net: 320x320, portrait 512x512)",
-)
-MEAN = Option(name="mean", kind="floats", help="mean per channel in 0..1, comma-separated (default ImageNet's)")
-STD = Option(
-    name="std", kind="floats", help="standard deviation per channel in 0..1, comma-separated (default ImageNet's)"
-)
-CLASS_NAMES = Option(name="class_names", kind="text", help="names of the classes, comma-separated")
-ALL_OUTPUTS = Option(
-    name="all_outputs",
-    kind="flag",
-    help="keep every output in the package, the answer first (UNet++: all heads; U²-Net: d0 to d6), not the answer alone",
-)
-"""options that several families have, with one meaning"""
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

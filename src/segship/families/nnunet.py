@@ -16,11 +16,13 @@ import torch
 from torch import Tensor
 
 from segship.errors import SourceError, UsageError
-from segship.families import Option, OptionValue, Source, nnunet_v1
+from segship.families import OptionValue, Source, nnunet_v1
 from segship.families.checkpoint import Checkpoint, open_pickle, restricted_load
 from segship.families.common import fill_network, manifest_name
 from segship.families.nnunet_cascade import previous_stage
 from segship.families.nnunet_folder import ModelFolder, file_sha256, looks_like, opened, read_json
+from segship.families.nnunet_options import COMPATS
+from segship.families.nnunet_options import OPTIONS as OPTIONS
 from segship.families.nnunet_plans import Plan, read_plan
 from segship.families.nnunet_postprocessing import find_postprocessing
 from segship.families.nnunet_recipe import build_recipe
@@ -30,28 +32,6 @@ from segship.networks.nnunet import Architecture, PlannedUNet
 
 NAME = "nnunet"
 LOOKS_FOR = "a folder with plans.json (v2) or plans.pkl (v1) and folds beside it, or its zip"
-COMPATS = ("fp16-accumulators", "v1-cascade")
-OPTIONS = (
-    Option(name="configuration", kind="text", help="2d, 3d_fullres, 3d_lowres … where a folder or zip holds several"),
-    Option(name="folds", kind="text", help="which folds become ensemble members: '0 1 2', 'all', or 'auto' (default)"),
-    Option(name="checkpoint", kind="text", help="final (default), best, latest, or a file name"),
-    Option(name="step_size", kind="floats", help="window step as a part of the patch [0.5]"),
-    Option(name="mirror_axes", kind="text", help="v1 does not store them: '0,1,2', or 'none' for no mirroring"),
-    Option(name="regions_order", kind="text", help="v1 trainers with overlapping regions: the labels, e.g. 1,2,3"),
-    Option(
-        name="postprocessing", kind="text",
-        help="auto: what the folder holds; none; or a file (v1 default auto, v2 default none, as its own predict does)",
-    ),
-    Option(
-        name="previous_stage", kind="text",
-        help="cascade: the package of its first stage, which predict then runs [the one beside the output, if any]",
-    ),
-    Option(name="compat", kind="text", help=f"reproduce a quirk to the last voxel: {', '.join(COMPATS)}"),
-    Option(
-        name="assume_default_architecture", kind="flag",
-        help="v1: export a custom trainer's network as Generic_UNet although its name says otherwise",
-    ),
-)  # fmt: skip
 
 
 def recognise_path(path: Path) -> bool:

@@ -11,25 +11,12 @@ from dataclasses import replace
 from typing import Any
 
 from segship.errors import SourceError
-from segship.families import Option, OptionValue, Source
+from segship.families import OptionValue, Source
 from segship.families.checkpoint import Checkpoint
-from segship.families.common import (
-    ALL_OUTPUTS,
-    CLASS_NAMES,
-    INPUT_SIZE,
-    MEAN,
-    STD,
-    fill_network,
-    package_name,
-    parameter_count,
-    seed_weights,
-)
+from segship.families.common import fill_network, package_name, parameter_count, seed_weights
 from segship.families.u2net_onnx import LOOKS_FOR_ONNX, load_onnx, recognise_onnx
+from segship.families.u2net_options import OPTIONS
 from segship.families.u2net_recipe import (
-    METHODS,
-    NORMALIZATIONS,
-    RECIPES,
-    RESTORES,
     build_chain,
     build_recipe,
     choose_recipe,
@@ -46,40 +33,6 @@ __all__ = ["LOOKS_FOR", "LOOKS_FOR_ONNX", "NAME", "OPTIONS", "load", "load_onnx"
 NAME = "u2net"
 TITLE = "xuebinqin/U-2-Net (U2NET or U2NETP)"
 LOOKS_FOR = "stage1.rebnconvin.conv_s1.weight and outconv.weight (U2NET or U2NETP)"
-OPTIONS = (
-    Option(
-        name="recipe", kind="choice", choices=RECIPES,
-        help="U²-Net: whose program the masks shall equal: upstream (default for .pth), upstream-0.14 (its pinned "
-        "scikit-image), rembg (default for .onnx), portrait (default where the file's name says so), custom",
-    ),
-    INPUT_SIZE,
-    Option(
-        name="exif", kind="choice", choices=("apply", "ignore"),
-        help="U²-Net: EXIF rotation of photos (default: rembg applies it, upstream ignores it)",
-    ),
-    Option(
-        name="alpha", kind="choice", choices=("drop", "in-max"),
-        help="U²-Net: drop alpha (default), or let it take part in the division by the maximum as upstream's reader did",
-    ),
-    Option(
-        name="normalization", kind="choice", choices=NORMALIZATIONS,
-        help="U²-Net: rgb (default), or portrait-demo: that script's swapped constants of red and blue",
-    ),
-    Option(
-        name="min_max", kind="choice", choices=("yes", "no"),
-        help="U²-Net: stretch each picture's map to 0..1 (default yes, as all originals do)",
-    ),
-    Option(name="resize", kind="choice", choices=METHODS, help="U²-Net, recipe custom: resize before the network"),
-    Option(name="restore", kind="choice", choices=RESTORES, help="U²-Net, recipe custom: resize of the mask"),
-    Option(
-        name="polarity", kind="choice", choices=("as-is", "inverted"),
-        help="U²-Net, recipe custom: the map, or 1 minus it",
-    ),
-    MEAN,
-    STD,
-    CLASS_NAMES,
-    ALL_OUTPUTS,
-)  # fmt: skip
 
 FIRST, INNER, LAST = "stage1.rebnconvin.conv_s1.weight", "stage1.rebnconv1.conv_s1.weight", "outconv.weight"
 

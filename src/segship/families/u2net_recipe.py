@@ -14,11 +14,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, get_args
+from typing import Any
 
 from segship.errors import UsageError
 from segship.families import Alternative, OptionValue, Source
 from segship.families.common import COLORS, IMAGENET_MEAN, IMAGENET_STD, channel_constants, class_labels
+from segship.families.u2net_options import RECIPES
 from segship.manifest import (
     Argmax,
     Channel,
@@ -26,7 +27,6 @@ from segship.manifest import (
     Decode,
     DivideByMaximum,
     ImageInput,
-    ImageResize,
     Label,
     Metric,
     Network,
@@ -38,13 +38,8 @@ from segship.manifest import (
     Step,
 )
 
-RECIPES = ("upstream", "upstream-0.14", "rembg", "portrait", "custom")
 OPEN = ("upstream", "upstream-0.14", "rembg")
 """those that the same weights are used with"""
-METHODS: tuple[str, ...] = get_args(ImageResize)
-RESTORES = tuple(method for method in METHODS if not method.startswith("skimage:"))
-"""what enlarges a finished mask; scikit-image's rules darken its border"""
-NORMALIZATIONS = ("rgb", "portrait-demo")
 BLACK = 1e-6
 """an all-black picture is divided by this instead of by 0, which gave upstream NaN (rembg's rule)"""
 THRESHOLD = 0.5

@@ -8,23 +8,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from segship.errors import SourceError, UsageError
-from segship.families import Option, OptionValue, Source
+from segship.families import OptionValue, Source
 from segship.families.checkpoint import Checkpoint, take_other
-from segship.families.common import CLASS_NAMES, fill_network, listed, package_name, parameter_count, read_yaml
-from segship.families.unet3d_mlperf_recipe import BORDERS, Choices, Shape3, build_recipe
-from segship.networks.unet3d_mlperf import FILTERS, SIZE_MULTIPLE, Activation, Normalization, Unet3D
+from segship.families.common import fill_network, listed, package_name, parameter_count, read_yaml
+from segship.families.unet3d_mlperf_options import ACTIVATIONS, BORDERS, SAVED
+from segship.families.unet3d_mlperf_options import OPTIONS as OPTIONS
+from segship.families.unet3d_mlperf_recipe import Choices, Shape3, build_recipe
+from segship.networks.unet3d_mlperf import Unet3D
+from segship.networks.unet3d_mlperf_choices import FILTERS, SIZE_MULTIPLE, Activation, Normalization
 
 NAME = "unet3d_mlperf"
 TITLE = "mlcommons/training's unet3d"
 LOOKS_FOR = "input_block.conv1.0.weight and bottleneck.conv2.0.weight of five axes (Unet3D of MLPerf Training)"
-ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
-SAVED = {"best": "best_model_state_dict", "last": "last_model_state_dict"}
 CROP = "crop"
 WINDOW = (128, 128, 128)
 OVERLAP = 0.5
@@ -32,30 +33,6 @@ KITS_CLASSES = ("kidney", "tumour")
 ENGINE_TOLERANCE = 2e-3
 """Instance normalisation sums a window of 128³ values in float32. Measured on seeded weights: OpenVINO up to 1e-4 off
 PyTorch's logits (5e-3 with its own sums, see engines/openvino_norms.py), ONNX Runtime 6e-4 to 1.1e-3"""
-OPTIONS = (
-    Option(
-        name="weights", kind="choice", choices=tuple(SAVED),
-        help="which of a checkpoint's two networks: best (default where it is there) or last",
-    ),
-    Option(
-        name="activation", kind="choice", choices=ACTIVATIONS,
-        help="activation the 3D U-Net was trained with: relu (default) or leaky_relu; the weights do not say",
-    ),
-    Option(name="window", kind="text", help="3D U-Net: the window it was trained and evaluated with [128x128x128]"),
-    Option(name="overlap", kind="floats", help="3D U-Net: how far windows overlap, 0 up to below 1 [0.5]"),
-    Option(name="pad_to", kind="text", help="3D U-Net: a case's least size, padded by its edge [128x128x128]; 0: none"),
-    Option(
-        name="borders", kind="choice", choices=BORDERS,
-        help="3D U-Net: pad a case to whole strides (default), or lay the last window flush with its border: better where "
-        "cases are not much larger than a window",
-    ),
-    Option(name="as_stored", kind="flag", help="3D U-Net: take a file's axes as they are instead of turning them to I,P,L"),
-    Option(
-        name="compat", kind="text",
-        help="reproduce a quirk: fp16-accumulators, v1-cascade (nnU-Net), crop (MLPerf's: short remainders are cut away)",
-    ),
-    CLASS_NAMES,
-)  # fmt: skip
 
 
 def recognise(checkpoint: Checkpoint) -> bool:

@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 from segship.datasets import kits19_steps
 from segship.families.common import COLORS
+from segship.families.unet3d_mlperf_options import Borders
 from segship.inference.tiling import compat_crop
 from segship.manifest import Argmax, Decode, Label, Metric, Network, Output, Recipe, Tiling
-from segship.networks.unet3d_mlperf import SIZE_MULTIPLE
+from segship.networks.unet3d_mlperf_choices import SIZE_MULTIPLE
 
-Borders = Literal["pad", "flush"]
 Shape3 = tuple[int, int, int]
-BORDERS: tuple[Borders, ...] = get_args(Borders)
 ARCHITECTURE = "Unet3D"
 SIGMA_SCALE = 0.125 * math.sqrt(3)
 """upstream takes the cube root of a Gaussian of 0.125 window sides, which is a Gaussian of √3 times that"""

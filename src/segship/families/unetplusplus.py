@@ -8,53 +8,25 @@ manifest with where each came from.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from segship.errors import SourceError, UsageError
-from segship.families import Alternative, Option, OptionValue, Source, parse_size
+from segship.families import Alternative, OptionValue, Source, parse_size
 from segship.families.checkpoint import Checkpoint
-from segship.families.common import (
-    ALL_OUTPUTS,
-    CLASS_NAMES,
-    INPUT_SIZE,
-    MEAN,
-    STD,
-    contradictions,
-    fill_network,
-    package_name,
-    parameter_count,
-    read_yaml,
-)
-from segship.families.unetplusplus_recipe import BGR_IMAGENET, INPUTS, RGB, Choices, Shape, build_recipe
-from segship.networks.unetplusplus import DEPTH, NestedUNet, UNet, Upsampling
+from segship.families.common import contradictions, fill_network, package_name, parameter_count, read_yaml
+from segship.families.unetplusplus_options import BGR_IMAGENET, INPUTS, RGB, UPSAMPLINGS
+from segship.families.unetplusplus_options import OPTIONS as OPTIONS
+from segship.families.unetplusplus_recipe import Choices, Shape, build_recipe
+from segship.networks.unetplusplus import NestedUNet, UNet
+from segship.networks.unetplusplus_choices import DEPTH, Upsampling
 
 NAME = "unetplusplus"
 TITLE = "pytorch-nested-unet (filters 32 … 512)"
 LOOKS_FOR = "conv0_4.conv1.weight and conv0_0.bn1.running_var (NestedUNet or UNet of pytorch-nested-unet)"
-UPSAMPLINGS: tuple[str, ...] = get_args(Upsampling)
 DEFAULT_SIZE = (96, 96)
-OPTIONS = (
-    Option(
-        name="upsample", kind="choice", choices=UPSAMPLINGS,
-        help="upsampling the network was trained with: bilinear (upstream, default) or nearest (the Ascend port's weights)",
-    ),
-    Option(
-        name="input", kind="choice", choices=INPUTS,
-        help="normalisation it was trained with: bgr-imagenet-div255 (upstream since 2020, default) or rgb-div255 (2019)",
-    ),
-    Option(
-        name="head", kind="choice", choices=("1", "2", "3", "4", "all"),
-        help="deep supervision only: keep the nodes of one head (default 4), or all heads with the fourth first",
-    ),
-    INPUT_SIZE,
-    MEAN,
-    STD,
-    CLASS_NAMES,
-    ALL_OUTPUTS,
-)  # fmt: skip
 
 BGR_BELOW, RGB_ABOVE, UNTRAINED_ABOVE = 1e-4, 1e-3, 0.25
 """bounds on q (see ``input_statistic``): normalised inputs give about 8e-6, plain ones about 2.5e-2, and more

@@ -16,6 +16,7 @@ import numpy as np
 from segship.errors import SourceError, UsageError
 from segship.families import OptionValue
 from segship.families.common import IMAGENET_MEAN, IMAGENET_STD, channel_constants, class_labels, opencv_input
+from segship.families.unetplusplus_options import BGR_IMAGENET, RGB
 from segship.manifest import (
     Decode,
     Divide,
@@ -30,11 +31,8 @@ from segship.manifest import (
     Step,
     Threshold,
 )
-from segship.networks.unetplusplus import DEPTH, Upsampling
+from segship.networks.unetplusplus_choices import DEPTH, Upsampling
 
-BGR_IMAGENET = "bgr-imagenet-div255"
-RGB = "rgb-div255"
-INPUTS = (BGR_IMAGENET, RGB)
 DEFAULT_SIZE = (96, 96)
 
 

@@ -9,16 +9,11 @@ Input (N, C, z, y, x) float32, every side a multiple of 32 and the deepest grid 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-Normalization = Literal["instancenorm", "batchnorm"]
-Activation = Literal["relu", "leaky_relu"]
-
-FILTERS = (32, 64, 128, 256, 320)
-SIZE_MULTIPLE = 32
+from segship.networks.unet3d_mlperf_choices import FILTERS, Activation, Normalization
 
 
 class Block(nn.Module):

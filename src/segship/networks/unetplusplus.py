@@ -9,16 +9,10 @@ Shapes: input ``(N, C, H, W)`` float32, H and W multiples of 16; output logits `
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor, nn
 
-FILTERS = (32, 64, 128, 256, 512)
-DEPTH = len(FILTERS) - 1
-SIZE_MULTIPLE = 2**DEPTH
-
-Upsampling = Literal["bilinear", "nearest"]
+from segship.networks.unetplusplus_choices import DEPTH, FILTERS, SIZE_MULTIPLE, Upsampling
 
 
 class VGGBlock(nn.Module):

@@ -14,7 +14,7 @@ from typing import Any, get_args
 
 from segship.errors import UsageError
 from segship.manifest import Tiling
-from segship.networks.unet3d_mlperf import FILTERS, SIZE_MULTIPLE, Activation, Normalization
+from segship.networks.unet3d_mlperf_choices import FILTERS, SIZE_MULTIPLE, Activation, Normalization
 from segship.training.options import option
 
 OPTIMIZERS = ("sgd", "adam", "lamb")

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any, get_args
 
 from segship.errors import UsageError
-from segship.networks.unetplusplus import SIZE_MULTIPLE, Upsampling
-from segship.training.losses import LOSSES
+from segship.networks.unetplusplus_choices import SIZE_MULTIPLE, Upsampling
 
+LOSSES = ("BCEDiceLoss", "LovaszHingeLoss", "BCEWithLogitsLoss", "BCEDiceLovaszLoss")
+"""their functions are in `losses`, with torch"""
 OPTIMIZERS = ("SGD", "Adam", "AdamW")
 SCHEDULERS = ("CosineAnnealingLR", "ReduceLROnPlateau", "MultiStepLR", "ConstantLR", "OneCycleLR")
 AUGMENTATIONS = ("upstream", "strong", "none")
@@ -55,7 +56,7 @@ class UnetPlusPlusOptions:
     num_classes: int = option(1, "classes, each an independent sigmoid")
     input_w: int = option(96, "network width in pixels, a multiple of 16")
     input_h: int = option(96, "network height in pixels, a multiple of 16")
-    loss: str = option("BCEDiceLoss", "loss; BCEDiceLovaszLoss is ours", choices=tuple(LOSSES))
+    loss: str = option("BCEDiceLoss", "loss; BCEDiceLovaszLoss is ours", choices=LOSSES)
     dataset: str = option("dsb2018_96", "name of the data set; read from inputs/<dataset> unless --data says otherwise")
     img_ext: str = option(".png", "ending of image files in a prepared data set")
     mask_ext: str = option(".png", "ending of mask files in a prepared data set")

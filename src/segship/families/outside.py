@@ -1,0 +1,70 @@
+"""Families that other packages bring, through the entry point group ``segship.families``.
+
+They are another's code. One that cannot be imported or lacks a name is said to be so in one line that names its
+package, and no other family notices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
+
+from segship import plugins
+from segship.errors import SourceError
+from segship.families import BUILT_IN
+from segship.families.options import Option
+
+GROUP = "segship.families"
+MODULE_NAMES = ("NAME", "LOOKS_FOR", "OPTIONS", "recognise", "load")
+
+
+def names() -> list[str]:
+    """Names of families, without those that are built in: another package cannot take these over."""
+    return sorted({entry.name for entry in plugins.entries(GROUP)} - set(BUILT_IN))
+
+
+def load(name: str) -> ModuleType | None:
+    """The family's module, checked; None where no package brings one. Raises SourceError naming the package."""
+    found = [entry for entry in plugins.entries(GROUP) if entry.name == name]
+    if not found:
+        return None
+    where = plugins.origins(found)
+    if len({entry.value for entry in found}) > 1:
+        raise SourceError(f"two packages bring a family called '{name}' ({where}); remove one of them")
+    try:
+        module = found[0].load()
+    except (Exception, SystemExit) as error:
+        raise SourceError(
+            f"family '{name}' of {where} cannot be loaded ({plugins.said(error)}); update, reinstall or remove its package"
+        ) from None
+    wrong = faults(name, module)
+    if wrong:
+        raise SourceError(f"family '{name}' of {where} {wrong}; update or remove its package")
+    return module  # type: ignore[no-any-return]
+
+
+def sound() -> Iterator[ModuleType]:
+    """The modules of all that can be had. What is wrong with another is a warning."""
+    for name in names():
+        try:
+            module = load(name)
+        except SourceError as error:
+            plugins.warn_once(str(error))
+            continue
+        if module is not None:
+            yield module
+
+
+def faults(name: str, module: Any) -> str:
+    """What a module lacks to be the family ``name``, in words; '' when it is one."""
+    if not isinstance(module, ModuleType):
+        return f"is a {type(module).__name__}, not a module: its entry point must name one"
+    lacking = [wanted for wanted in MODULE_NAMES if not hasattr(module, wanted)]
+    if lacking:
+        return f"lacks {', '.join(lacking)}"
+    if name != module.NAME:
+        return f"calls itself {module.NAME!r}"
+    if not isinstance(module.OPTIONS, tuple | list) or not all(isinstance(o, Option) for o in module.OPTIONS):
+        return "has OPTIONS that are no tuple of Option"
+    return ""

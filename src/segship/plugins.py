@@ -1,0 +1,58 @@
+"""Entry points of other packages, read so that one damaged package harms no other.
+
+Engines (`segship.engines`) and families (`segship.families`) of other distributions are found through them.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from segship.errors import last_line
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
+_log = logging.getLogger(__name__)
+_warned: set[str] = set()
+
+
+def entries(group: str) -> list[EntryPoint]:
+    """The group's entry points of every installed package, those of damaged metadata left out with a warning."""
+    from importlib import metadata  # reads every installed package's metadata: only where it is needed
+
+    try:
+        return list(metadata.entry_points(group=group))
+    except Exception:  # one package's damaged entry_points.txt stops the reading of all
+        return [entry for distribution in metadata.distributions() for entry in _of(distribution, group)]
+
+
+def _of(distribution: Any, group: str) -> list[EntryPoint]:
+    try:
+        return list(distribution.entry_points.select(group=group))
+    except Exception as error:
+        warn_once(f"the entry points of an installed package cannot be read ({last_line(error)})")
+        return []
+
+
+def warn_once(text: str) -> None:
+    """Entry points are read again wherever a name is looked up: what is wrong with one is said the first time."""
+    if text not in _warned:
+        _warned.add(text)
+        _log.warning("%s", text)
+
+
+def origin(entry: EntryPoint) -> str:
+    """'package 1.0' that brings the entry point; where that is not known, what it points at."""
+    distribution = getattr(entry, "dist", None)
+    return entry.value if distribution is None else f"{distribution.name} {distribution.version}"
+
+
+def origins(found: list[EntryPoint]) -> str:
+    """'a 1.0 and b 2.0', each package once."""
+    return " and ".join(sorted({origin(entry) for entry in found}))
+
+
+def said(error: BaseException) -> str:
+    """'ModuleNotFoundError: No module named …', in one line."""
+    return f"{type(error).__name__}: {last_line(error)}"
