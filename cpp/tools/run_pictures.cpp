@@ -12,6 +12,7 @@
 #include "errors.hpp"
 #include "files.hpp"
 #include "inputs.hpp"
+#include "journal.hpp"
 #include "model_pictures.hpp"
 #include "npy.hpp"
 #include "picture_groups.hpp"
@@ -42,7 +43,10 @@ int streams_for(const Arguments& arguments, std::size_t inputs, const Json& mani
 }
 
 std::vector<Job> jobs_of(const Arguments& arguments) {
-    const std::vector<std::string> paths = find_inputs(arguments.inputs);
+    std::vector<std::string> paths = find_inputs(arguments.inputs);
+    const std::set<std::string> results = earlier_results(arguments.out);
+    const auto is_result = [&](const std::string& path) { return results.count(real_path(path)) > 0; };
+    if (!results.empty()) paths.erase(std::remove_if(paths.begin(), paths.end(), is_result), paths.end());
     const std::vector<std::string> names = output_names(paths);
     std::vector<Job> jobs;
     for (std::size_t i = arguments.part_id; i < paths.size(); i += arguments.num_parts) jobs.push_back({paths[i], names[i]});
@@ -83,58 +87,74 @@ Run2d run_of(const Arguments& arguments) {
     return run;
 }
 
-void write_probabilities(const Arguments& arguments, const Prediction2d& found, const std::string& name) {
+using Files = std::vector<std::string>;
+
+Files write_probabilities(const Arguments& arguments, const Prediction2d& found, const std::string& name) {
     const std::string folder = (fs::path(arguments.out) / "probabilities").string();
     const Array<float> maps = found.probabilities();
     if (arguments.probabilities) {
         Npz npz;
         npz.add("probabilities", maps);
-        return npz.save((fs::path(folder) / (name + ".npz")).string());
+        const std::string path = (fs::path(folder) / (name + ".npz")).string();
+        npz.save(path);
+        return {path};
     }
     const std::string path = (fs::path(folder) / (name + ".png")).string();
+    Files written;
     for (std::size_t k = 0; k < maps.shape[0]; ++k) {
         const Array<float> one({maps.shape[1], maps.shape[2]}, {maps.at(k), maps.at(k) + maps.stride(0)});
-        write_probability_png(maps.shape[0] == 1 ? path : class_path(path, k), one);
+        written.push_back(maps.shape[0] == 1 ? path : class_path(path, k));
+        write_probability_png(written.back(), one);
     }
+    return written;
 }
 
-void write_instances(const Arguments& arguments, const Prediction2d& found, const std::string& name) {
+Files write_instances(const Arguments& arguments, const Prediction2d& found, const std::string& name) {
     const Array<std::uint32_t> numbered = found.instances();
     const std::string path = (fs::path(arguments.out) / "instances" / (name + ".png")).string();
     if (std::any_of(numbered.data.begin(), numbered.data.end(), [](std::uint32_t value) { return value > 65'535; })) {
         Npz npz;  // more components than a PNG counts
         npz.add("instances", numbered);
-        return npz.save(fs::path(path).replace_extension(".npz").string());
+        const std::string wide = fs::path(path).replace_extension(".npz").string();
+        npz.save(wide);
+        return {wide};
     }
     const bool several = numbered.rank() == 3;
     const std::size_t planes = several ? numbered.shape[0] : 1, size = several ? numbered.stride(0) : numbered.size();
+    Files written;
     for (std::size_t k = 0; k < planes; ++k) {
         Array<std::uint16_t> one(Shape(numbered.shape.end() - 2, numbered.shape.end()));
         std::copy_n(numbered.data.begin() + static_cast<std::ptrdiff_t>(k * size), size, one.data.begin());
-        write_bytes(several ? class_path(path, k) : path, encode_png(one));
+        written.push_back(several ? class_path(path, k) : path);
+        write_bytes(written.back(), encode_png(one));
     }
+    return written;
 }
 
-void write_overlay(const Arguments& arguments, const Prediction2d& found, const std::string& name) {
+Files write_overlay(const Arguments& arguments, const Prediction2d& found, const std::string& name) {
     OutputOptions options = arguments.output;
     options.kind = "overlay";
     options.matting = false;
     const std::string path = (fs::path(arguments.out) / "overlays" / (name + ".png")).string();
     write_bytes(path, render(found, options).encode());
+    return {path};
 }
 
-void write_one(const Arguments& arguments, const Prediction2d& found, const Job& job) {
+Files write_one(const Arguments& arguments, const Prediction2d& found, const Job& job) {
     OutputOptions output = arguments.output;
     output.probabilities = arguments.probabilities && arguments.format == "npz";
-    save(found, result_path(arguments, job), output);
+    Files written = save(found, result_path(arguments, job), output);
+    const auto add = [&](const Files& more) { written.insert(written.end(), more.begin(), more.end()); };
     if ((arguments.probabilities && arguments.format != "npz") || arguments.probability_images) {
-        write_probabilities(arguments, found.decided(output), job.name);
+        add(write_probabilities(arguments, found.decided(output), job.name));
     }
-    if (arguments.overlay) write_overlay(arguments, found, job.name);
-    if (arguments.instances) write_instances(arguments, found.decided(output), job.name);
+    if (arguments.overlay) add(write_overlay(arguments, found, job.name));
+    if (arguments.instances) add(write_instances(arguments, found.decided(output), job.name));
     if (!arguments.stages.empty()) {
-        write_stages(found.decided(output), (fs::path(arguments.stages) / (job.name + ".npz")).string());
+        add({(fs::path(arguments.stages) / (job.name + ".npz")).string()});
+        write_stages(found.decided(output), written.back());
     }
+    return written;
 }
 
 // Every input is done or its failure is noted; an OutputError ends the run, as the next file would fare no better.
@@ -142,7 +162,7 @@ class Work {
 public:
     Work(const Opened& model, const Arguments& arguments, const std::vector<Job>& jobs, Summary& summary)
         : model_(model), arguments_(arguments), jobs_(jobs), summary_(summary), run_(run_of(arguments)),
-          group_(group_size(model, arguments.options.batch, run_)) {}
+          group_(group_size(model, arguments.options.batch, run_)), journal_(arguments.out) {}
 
     void on_threads(std::size_t count) {
         const std::size_t groups = (jobs_.size() + group_ - 1) / group_;
@@ -159,6 +179,7 @@ private:
     Summary& summary_;
     const Run2d run_;
     const std::size_t group_;
+    Journal journal_;
     std::atomic<std::size_t> next_{0};
     std::atomic<bool> ended_{false};
     std::mutex guard_;
@@ -196,7 +217,8 @@ private:
     }
 
     void finish(std::size_t place, const Prediction2d& found) {
-        write_one(arguments_, found, jobs_[place]);
+        const Files written = write_one(arguments_, found, jobs_[place]);
+        journal_.add(jobs_[place].path, written, found.notes());
         summary_.done(place, jobs_[place].path, found.notes());
     }
 

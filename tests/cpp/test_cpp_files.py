@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import struct
 import zlib
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from cpp_cases import COLOR, GREY, PILLOW, SKIMAGE, picture, picture_package
+from cpp_cases import COLOR, GREY, PILLOW, SKIMAGE, picture, picture_package, write_pictures
 from cpp_compare import Runner, check_stages
 from PIL import Image
 
@@ -242,3 +243,32 @@ def test_folders_and_equal_names(run_cpp: Runner, tmp_path: Path) -> None:
     assert found.code == 0, found.err
     names = sorted(path.relative_to(found.folder).as_posix() for path in found.folder.rglob("*.png"))
     assert names == ["a/one.png", "b/deep/two.png", "b/one.png"]
+
+
+def test_results_below_the_inputs_are_no_inputs(run_cpp: Runner, python: Any, tmp_path: Path) -> None:
+    """A second run, of either runner, does the same pictures again and not the masks that the first one wrote."""
+    package = picture_package(tmp_path / "net.segship").path
+    folder = tmp_path / "in"
+    write_pictures(folder / "a b", ((20, 30), (31, 17)))
+    arguments = [
+        str(package),
+        str(folder),
+        "-o",
+        str(folder / "masks"),
+        "--overlay",
+        "--instances",
+        "--probability-images",
+    ]
+    for _ in range(3):
+        ran = run_cpp.words(*arguments, "--json")
+        assert ran.code == 0, ran.err
+        assert json.loads(ran.out)["done"] == 2
+    lines = [json.loads(line) for line in (folder / "masks" / "predictions.jsonl").read_text().splitlines()]
+    assert len(lines) == 6
+    assert {name for line in lines for name in line["outputs"]} == {
+        path.relative_to(folder / "masks").as_posix() for path in (folder / "masks").rglob("*.png")
+    }
+    with (folder / "masks" / "predictions.jsonl").open("a") as journal:
+        journal.write('{"input": "cut o')  # a run that was killed
+    assert python(package, folder, "-o", folder / "masks")[0] == 0
+    assert json.loads(run_cpp.words(*arguments, "--json").out)["done"] == 2

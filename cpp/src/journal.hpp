@@ -1,0 +1,32 @@
+#pragma once
+// predictions.jsonl in a folder of results: one line for each input that was done, in Python's form, so that either runner
+// knows what the other wrote there. src/segship/inference/journal.py in C++.
+
+#include <mutex>
+#include <set>
+#include <string>
+#include <vector>
+
+namespace segship {
+
+// Real paths of what earlier runs wrote into this folder: results often lie below the folder that is given as input.
+std::set<std::string> earlier_results(const std::string& folder);
+
+// Appends whole lines, from several threads. OutputError where the folder cannot be written.
+class Journal {
+public:
+    explicit Journal(const std::string& folder);
+    ~Journal();
+    Journal(const Journal&) = delete;
+    Journal& operator=(const Journal&) = delete;
+
+    // `files` are what was made of `input`.
+    void add(const std::string& input, const std::vector<std::string>& files, const std::vector<std::string>& notes);
+
+private:
+    std::string folder_, path_;
+    std::mutex guard_;
+    int file_ = -1;
+};
+
+}  // namespace segship
