@@ -6,9 +6,11 @@ Engines (`segship.engines`) and families (`segship.families`) of other distribut
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from segship.errors import last_line
+from segship.errors import SegshipError, last_line
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -51,6 +53,38 @@ def origin(entry: EntryPoint) -> str:
 def origins(found: list[EntryPoint]) -> str:
     """'a 1.0 and b 2.0', each package once."""
     return " and ".join(sorted({origin(entry) for entry in found}))
+
+
+def load(
+    group: str, name: str, kind: str, faults: Callable[[str, Any], str], raised: type[SegshipError]
+) -> ModuleType | None:
+    """The module that an installed package brings under ``name``; None where none does.
+
+    ``kind`` is what it is called in messages, 'engine'; ``faults`` says what a module lacks to be one, '' where nothing.
+    Raises ``raised`` naming the package, where two bring it, where it cannot be loaded or lacks something.
+    """
+    found = [entry for entry in entries(group) if entry.name == name]
+    if not found:
+        return None
+    where = origins(found)
+    if len({entry.value for entry in found}) > 1:
+        article = "an" if kind[0] in "aeiou" else "a"
+        raise raised(f"two packages bring {article} {kind} called '{name}' ({where}); remove one of them")
+    try:
+        module = found[0].load()
+    except (Exception, SystemExit) as error:
+        raise raised(
+            f"{kind} '{name}' of {where} cannot be loaded ({said(error)}); update, reinstall or remove its package"
+        ) from None
+    wrong = faults(name, module) if isinstance(module, ModuleType) else _no_module(module)
+    if wrong:
+        raise raised(f"{kind} '{name}' of {where} {wrong}; update or remove its package")
+    assert isinstance(module, ModuleType)
+    return module
+
+
+def _no_module(found: Any) -> str:
+    return f"is a {type(found).__name__}, not a module: its entry point must name one"
 
 
 def said(error: BaseException) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import shutil
@@ -10,13 +9,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from textwrap import dedent
 
 import cv2
 import numpy as np
 import pytest
 from engine_contract import EngineContract
 from engine_graphs import PRECISIONS, Graphs, images
+from outside_packages import OutsidePackages
 from tiny_package import cell_picture, tiny_package
 
 from segship import engines
@@ -150,28 +149,12 @@ class Session:
 """
 
 
-class Packages:
-    """Installed packages that bring engines: a module and its metadata, in a folder on the path."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def add(self, code: str = GOOD, *, package: str = "theirs", entry: str = "theirs = {module}") -> None:
-        module = f"module_of_{package}"
-        (self.folder / f"{module}.py").write_text(dedent(code))
-        metadata = self.folder / f"{package}-1.0.dist-info"
-        metadata.mkdir()
-        (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
-        (metadata / "entry_points.txt").write_text(f"[segship.engines]\n{entry.format(module=module)}\n")
-        importlib.invalidate_caches()
-
-
 @pytest.fixture
-def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Packages]:
+def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[OutsidePackages]:
     folder = tmp_path / "packages"
     folder.mkdir()
     monkeypatch.syspath_prepend(folder)
-    yield Packages(folder)
+    yield OutsidePackages(folder, "segship.engines", GOOD)
     for name in [name for name in sys.modules if name.startswith("module_of_")]:
         del sys.modules[name]
 
@@ -201,7 +184,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("what", BROKEN)
-def test_a_broken_package_is_told_in_one_line_and_hurts_no_other(packages: Packages, what: str):
+def test_a_broken_package_is_told_in_one_line_and_hurts_no_other(packages: OutsidePackages, what: str):
     code, wrong = BROKEN[what]
     before = engines.availabilities()
     packages.add(code)
@@ -228,7 +211,7 @@ def test_a_broken_package_is_told_in_one_line_and_hurts_no_other(packages: Packa
         ("def availability(): return {'version': '3'}", "availability() returned dict"),
     ],
 )
-def test_an_availability_that_fails_is_a_note(packages: Packages, code: str, wrong: str):
+def test_an_availability_that_fails_is_a_note(packages: OutsidePackages, code: str, wrong: str):
     packages.add(GOOD + code)
     (found,) = engines.availabilities(["theirs"])
     assert found.version is None
@@ -241,13 +224,13 @@ def test_an_availability_that_fails_is_a_note(packages: Packages, code: str, wro
 @pytest.mark.parametrize(
     ("entry", "wrong"), [("theirs = {module}:Session", "is a type"), ("theirs = absent", "absent")]
 )
-def test_an_entry_point_that_names_no_module(packages: Packages, entry: str, wrong: str):
+def test_an_entry_point_that_names_no_module(packages: OutsidePackages, entry: str, wrong: str):
     packages.add(entry=entry)
     with pytest.raises(EngineError, match=wrong):
         engines.get_engine("theirs")
 
 
-def test_damaged_metadata_of_one_package_leaves_the_others(packages: Packages):
+def test_damaged_metadata_of_one_package_leaves_the_others(packages: OutsidePackages):
     packages.add(package="damaged", entry="this line has no sign of equality")
     packages.add()
     assert engines.engine_names() == (*engines.BUILT_IN, "theirs")
@@ -256,14 +239,14 @@ def test_damaged_metadata_of_one_package_leaves_the_others(packages: Packages):
         engines.get_engine("damaged")
 
 
-def test_two_packages_of_one_name(packages: Packages):
+def test_two_packages_of_one_name(packages: OutsidePackages):
     packages.add()
     packages.add(package="copy")
     with pytest.raises(EngineError, match=r"two packages bring an engine called 'theirs' \(copy 1.0 and theirs 1.0\)"):
         engines.get_engine("theirs")
 
 
-def test_a_built_in_name_cannot_be_taken(packages: Packages):
+def test_a_built_in_name_cannot_be_taken(packages: OutsidePackages):
     packages.add("raise RuntimeError('imported')", package="greedy", entry="openvino = {module}")
     assert engines.engine_names() == engines.BUILT_IN
     assert engines.get_engine("openvino").__name__ == "segship.engines.openvino"
@@ -276,7 +259,7 @@ def opened(graph: Path) -> engines.Session:
     return engines.open_session("theirs", graph, SessionOptions())
 
 
-def test_a_good_session_is_passed_through(packages: Packages, bilinear: Graphs):
+def test_a_good_session_is_passed_through(packages: OutsidePackages, bilinear: Graphs):
     packages.add()
     session = opened(bilinear.files["fp32"])
     x = images(2)
@@ -308,7 +291,9 @@ def test_a_good_session_is_passed_through(packages: Packages, bilinear: Graphs):
         ("Session.executed = lambda self: None", "executed", "failed in executed (TypeError"),
     ],
 )
-def test_a_session_that_breaks_its_promise(packages: Packages, bilinear: Graphs, code: str, call: str, wrong: str):
+def test_a_session_that_breaks_its_promise(
+    packages: OutsidePackages, bilinear: Graphs, code: str, call: str, wrong: str
+):
     packages.add(GOOD + code)
 
     def do() -> None:
@@ -323,7 +308,7 @@ def test_a_session_that_breaks_its_promise(packages: Packages, bilinear: Graphs,
     assert wrong in told
 
 
-def test_segship_s_own_errors_pass_as_they_are(packages: Packages, bilinear: Graphs):
+def test_segship_s_own_errors_pass_as_they_are(packages: OutsidePackages, bilinear: Graphs):
     packages.add(GOOD + "def open_session(graph, options): raise common.no_device(NAME, options.device, ['tpu'])")
     with pytest.raises(DeviceMissing, match="theirs has no device 'cpu' here, only tpu; choose --device tpu"):
         opened(bilinear.files["fp32"])

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from outside_packages import OutsidePackages
 
 from segship import families, plugins
 from segship.cli import run
@@ -24,29 +24,13 @@ def load(checkpoint, options, force=False): raise SourceError(f"loaded by theirs
 """
 
 
-class Packages:
-    """Installed packages that bring families: a module and its metadata, in a folder on the path."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def add(self, code: str = GOOD, *, package: str = "theirs", entry: str = "theirs = {module}") -> None:
-        module = f"module_of_{package}"
-        (self.folder / f"{module}.py").write_text(code)
-        metadata = self.folder / f"{package}-1.0.dist-info"
-        metadata.mkdir()
-        (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
-        (metadata / "entry_points.txt").write_text(f"[segship.families]\n{entry.format(module=module)}\n")
-        importlib.invalidate_caches()
-
-
 @pytest.fixture
-def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Packages]:
+def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[OutsidePackages]:
     folder = tmp_path / "packages"
     folder.mkdir()
     monkeypatch.syspath_prepend(folder)
     monkeypatch.setattr(plugins, "_warned", set())
-    yield Packages(folder)
+    yield OutsidePackages(folder, "segship.families", GOOD)
     for name in [name for name in sys.modules if name.startswith("module_of_")]:
         del sys.modules[name]
 
@@ -59,7 +43,7 @@ def theirs(tmp_path: Path) -> Path:
 
 
 def test_a_good_one_is_found_recognised_and_has_its_options_read(
-    packages: Packages, theirs: Path, capsys: pytest.CaptureFixture[str]
+    packages: OutsidePackages, theirs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     packages.add()
     assert families.family_names() == (*families.BUILT_IN, "theirs")
@@ -74,7 +58,7 @@ def test_a_good_one_is_found_recognised_and_has_its_options_read(
 
 
 def test_damaged_metadata_of_one_package_leaves_the_others(
-    packages: Packages, theirs: Path, caplog: pytest.LogCaptureFixture
+    packages: OutsidePackages, theirs: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     packages.add(package="damaged", entry="this line has no sign of equality")
     packages.add()
@@ -102,7 +86,7 @@ BROKEN = {
 
 @pytest.mark.parametrize("what", BROKEN)
 def test_a_broken_package_is_told_in_one_line_and_hurts_no_other(
-    packages: Packages, theirs: Path, caplog: pytest.LogCaptureFixture, what: str
+    packages: OutsidePackages, theirs: Path, caplog: pytest.LogCaptureFixture, what: str
 ) -> None:
     code, wrong = BROKEN[what]
     packages.add(code)
@@ -122,21 +106,21 @@ def test_a_broken_package_is_told_in_one_line_and_hurts_no_other(
     assert [record.message for record in caplog.records] == [told]
 
 
-def test_a_checkpoint_that_nobody_knows_lists_all_that_looked(packages: Packages, tmp_path: Path) -> None:
+def test_a_checkpoint_that_nobody_knows_lists_all_that_looked(packages: OutsidePackages, tmp_path: Path) -> None:
     packages.add()
     torch.save({"nobody.weight": torch.zeros(1)}, tmp_path / "net.pth")
     with pytest.raises(UnknownSource, match=r"unetplusplus: .*mmseg: .*theirs: a tensor called theirs\.weight; found"):
         families.load_source(tmp_path / "net.pth")
 
 
-def test_two_packages_of_one_name(packages: Packages) -> None:
+def test_two_packages_of_one_name(packages: OutsidePackages) -> None:
     packages.add()
     packages.add(package="copy")
     with pytest.raises(SourceError, match=r"two packages bring a family called 'theirs' \(copy 1.0 and theirs 1.0\)"):
         families.get_family("theirs")
 
 
-def test_a_built_in_name_cannot_be_taken(packages: Packages) -> None:
+def test_a_built_in_name_cannot_be_taken(packages: OutsidePackages) -> None:
     packages.add("raise RuntimeError('imported')", package="greedy", entry="u2net = {module}")
     assert families.family_names() == families.BUILT_IN
     assert families.get_family("u2net").__name__ == "segship.families.u2net"

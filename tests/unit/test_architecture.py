@@ -137,6 +137,12 @@ def test_no_module_takes_the_name_of_a_function_beside_it():
     assert not taken
 
 
+def test_every_folder_says_what_belongs_in_it():
+    for path in SOURCE.rglob("__init__.py"):
+        said = ast.get_docstring(ast.parse(path.read_text())) or ""
+        assert len(said.split()) > 12, f"{path.parent.name}: say in its __init__ what it is for"
+
+
 def test_help_imports_no_torch():
     """Of every verb, and of what `prepare` and `train` hold: help comes at once, and where torch is not installed."""
     code = (

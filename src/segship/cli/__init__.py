@@ -1,4 +1,7 @@
-"""The command line. Each verb's module is imported only when the verb is called, so `segship --help` is quick."""
+"""The command line: one command a verb, which parses, calls one function of the library and prints what it gives.
+
+`VERBS` says in which module each stands; it is imported only when the verb is called, so `segship --help` is quick.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "run": ("segship.cli.everything", "Everything in one go: export, precisions, scores, speed, report"),
     "export": ("segship.cli.convert", "Checkpoint or model folder -> verified package"),
     "compile": ("segship.cli.convert", "Add a precision (fp16, bf16, int8, int16) to a package"),
-    "predict": ("segship.cli.predict", "Images -> masks; folders, resume, progress"),
+    "predict": ("segship.cli.predict", "Images or volumes -> masks; folders, resume, progress"),
     "serve": ("segship.cli.serve", "Answer over HTTP, with a page to try it"),
     "evaluate": ("segship.cli.measure", "Score a package on a data set, in its world's own metrics"),
     "score": ("segship.cli.measure", "Metrics from two folders of files, no package needed"),

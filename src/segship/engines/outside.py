@@ -50,28 +50,11 @@ def unused() -> list[str]:
 
 def load(name: str) -> ModuleType | None:
     """The engine's module, checked; None where no package brings one. Raises EngineError naming the package."""
-    found = [entry for entry in entries() if entry.name == name]
-    if not found:
-        return None
-    where = plugins.origins(found)
-    if len({entry.value for entry in found}) > 1:
-        raise EngineError(f"two packages bring an engine called '{name}' ({where}); remove one of them")
-    try:
-        module = found[0].load()
-    except (Exception, SystemExit) as error:
-        raise EngineError(
-            f"engine '{name}' of {where} cannot be loaded ({plugins.said(error)}); update, reinstall or remove its package"
-        ) from None
-    wrong = faults(name, module)
-    if wrong:
-        raise EngineError(f"engine '{name}' of {where} {wrong}; update or remove its package")
-    return module  # type: ignore[no-any-return]
+    return plugins.load(GROUP, name, "engine", faults, EngineError)
 
 
 def faults(name: str, module: Any) -> str:
     """What a module lacks to be the engine ``name``, in words; '' when it is one."""
-    if not isinstance(module, ModuleType):
-        return f"is a {type(module).__name__}, not a module: its entry point must name one"
     lacking = [wanted for wanted in MODULE_NAMES if not hasattr(module, wanted)]
     if lacking:
         return f"lacks {', '.join(lacking)}"
