@@ -165,6 +165,8 @@ def test_the_command(tree: Path, tmp_path: Path) -> None:
     text = CliRunner().invoke(cli, ["score", "mmseg", str(tree), str(pred), "--form", "0.x"])
     assert "|     Class     |" in text.stdout
     assert "Summary:" in text.stdout
+    same = CliRunner().invoke(cli, ["score", "mmseg", str(tree), str(pred), "--format", "0.x"])
+    assert same.stdout == text.stdout
     mapped = CliRunner().invoke(
         cli, ["score", "mmseg", str(tree), str(pred), "--label-map", "13:255,14:255", "--per-image", str(tmp_path / "x.csv")]
     )  # fmt: skip

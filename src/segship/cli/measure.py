@@ -104,7 +104,7 @@ def _tiles(step_size: float | None, disable_tta: bool) -> TileOptions | None:
     type=click.Choice(["1.x", "0.x"]),
     is_flag=False,
     flag_value="1.x",
-    help="Scales 0.5 to 1.75 and flips, of the picture's size (1.x) or of the pipeline's (0.x: --aug-test).",
+    help="mmseg: scales 0.5 to 1.75 and flips, of the picture's size (1.x) or of the pipeline's (0.x: --aug-test).",
 )
 @click.option("--tta-ratios", type=FloatList(), help="mmseg: the sizes of --tta, such as 0.5,1,1.5 [the package's].")
 @with_label_maps
@@ -186,7 +186,7 @@ def evaluate(
 @click.option("--values", help="mmseg: what PRED holds: train-ids, ids or color [found out].")
 @click.option("--beta", type=click.FloatRange(0, min_open=True), help="mmseg: weight of recall in Fscore [1].")
 @click.option("--nan-to-num", type=float, help="mmseg: a number in the place of classes that have none.")
-@click.option("--form", help="mmseg: whose table is printed, 0.x or 1.x [1.x].")
+@click.option("--format", "--form", "form", help="mmseg: whose table is printed, 0.x or 1.x [1.x].")
 @with_label_maps
 @click.option(
     "--allow-missing", "--chill", "allow_missing", is_flag=True, help="Score only the cases that have a prediction."
@@ -204,7 +204,8 @@ def score(
     **rest: Any,
 ) -> None:
     """Metrics of PRED against GT in WORLD's terms (dsb2018: masks or raw logits; sod: saliency maps; nnunet, nnunet-v1:
-    label files; mmseg: label maps, Cityscapes); no package is needed. Several folders PRED stand side by side.
+    label files; mmseg: label maps, Cityscapes; kits19: labels of KiTS19's cases); no package is needed. Several folders
+    PRED stand side by side.
     """
     from segship.measure.scoring import as_csv, as_dict, as_text, score_sets
 
