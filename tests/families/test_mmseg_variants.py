@@ -166,7 +166,7 @@ def test_logits_are_upstreams(name: str) -> None:
     eps = about["norm_cfg"].get("eps", 1e-5)
     shape = NetworkShape(backbone=backbone, heads=(head,), eps=eps)
     state = {key: fill(key, value) for key, value in Segmentor(shape).state_dict().items()}
-    norm = {"norm_cfg": BN} if head.norm else {}
+    norm = {"norm_cfg": {"type": "mmengine.SyncBN"}} if head.norm else {}
     values = {"type": "FCNHead", "channels": head.channels, "num_classes": 3, **norm, **head_about}
     config = Config(values={"model": {"type": "EncoderDecoder", "backbone": about, "decode_head": values}}, origin="c")
     found = complete(recognise(state).shape, config)

@@ -273,13 +273,13 @@ def plain_name(kind: Any) -> str:
 def _only_plain(values: Values, about: str) -> None:
     """`NotNative` for another activation, convolution or norm than ReLU, Conv2d and batch norm."""
     activation = values.get("act_cfg", {"type": "ReLU"}) or {"type": "no"}
-    if activation.get("type") != "ReLU":
+    if plain_name(activation.get("type")) != "ReLU":
         raise NotNative(f"{about} has {activation.get('type')} activations")
     convolution = values.get("conv_cfg") or {"type": "Conv2d"}
-    if convolution.get("type") not in ("Conv2d", "Conv"):
+    if plain_name(convolution.get("type")) not in ("Conv2d", "Conv"):
         raise NotNative(f"{about} has {convolution.get('type')} convolutions")
     norm = values.get("norm_cfg") or {"type": "BN"}
-    if norm.get("type") not in ("BN", "BN2d", "SyncBN", "MMSyncBN"):
+    if plain_name(norm.get("type")) not in ("BN", "BN2d", "SyncBN", "MMSyncBN"):
         raise NotNative(f"{about} has {norm.get('type')} in the place of batch norm")
 
 
