@@ -106,6 +106,9 @@ class BarMissed(SegshipError):
 
 def last_line(error: BaseException, limit: int = 200) -> str:
     """The line of a library's message that says most: many print a trace of calls first and the cause last."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = lines[-1] if lines else type(error).__name__
+    lines = [line.strip() for line in str(error).splitlines() if any(map(str.isalnum, line))]
+    quoted = [
+        line.lstrip("> ") for line in lines if line.startswith(">")
+    ]  # OpenCV: the cause first, then where it stands
+    text = quoted[0] if quoted else lines[-1] if lines else type(error).__name__
     return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -99,8 +99,8 @@ def check_graph(graph: Path) -> None:
 
 def unreadable(engine: str, graph: Path, error: Exception) -> EngineError:
     return EngineError(
-        f"{graph}: {engine} cannot read it as an ONNX graph ({last_line(error)}); the file is damaged or is no ONNX: "
-        "check the package with `segship verify`, or export it again"
+        f"{graph}: {engine} cannot read it as an ONNX graph ({last_line(error)}); it holds what this engine does "
+        "not know, or is damaged: choose another --engine, check the package with `segship verify`, or export it again"
     )
 
 
