@@ -48,10 +48,10 @@ def make_checkpoint(config, checkpoint, picture, gain=2.0, size=(512, 256)):
     hooks = [module.register_forward_pre_hook(_settle) for module in norms]
     heads = network.decode_head if isinstance(network.decode_head, torch.nn.ModuleList) else [network.decode_head]
     with torch.no_grad():
-        network(x, mode="tensor")
+        _answer(network, x)
         for hook in hooks:
             hook.remove()
-        logits = network(x, mode="tensor")
+        logits = _answer(network, x)
         if getattr(heads[-1], "conv_seg", None) is not None:
             heads[-1].conv_seg.bias -= logits.mean(dim=(0, 2, 3))
     meta = {}
@@ -59,6 +59,18 @@ def make_checkpoint(config, checkpoint, picture, gain=2.0, size=(512, 256)):
         meta["dataset_meta"] = {"classes": tuple(get_classes("cityscapes")), "palette": get_palette("cityscapes")}
     torch.save({"meta": meta, "state_dict": network.state_dict()}, checkpoint)
     return {"parameters": sum(p.numel() for p in network.parameters())}
+
+
+def _answer(network, x):
+    """The head's logits, or those of all of mmseg's inference where a network has no 'tensor' mode (PointRend)."""
+    size = x.shape[2:]
+    try:
+        found = network(x, mode="tensor")
+    except TypeError:
+        found = network.encode_decode(x, [{"img_shape": size, "pad_shape": size}])
+    while isinstance(found, (list, tuple)):  # a head with further outputs for its loss gives the logits first
+        found = found[0]
+    return found
 
 
 def _settle(module, inputs):

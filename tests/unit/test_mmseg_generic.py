@@ -79,6 +79,43 @@ def test_a_network_that_never_runs_says_why():
         mmseg_generic._probe(Strided(1, 999), 3, "net")
 
 
+class Segmentor(nn.Module):
+    """What is asked of one of mmseg's: a head at half size, and an inference that may do more or not run as a plain network."""
+
+    align_corners = False
+
+    def __init__(self, rule: str) -> None:
+        super().__init__()
+        self.conv, self.rule = nn.Conv2d(3, 4, 3, stride=2, padding=1), rule
+
+    def forward(self, x, mode):
+        if self.rule == "refines":
+            raise TypeError("only inference runs")
+        return (self.conv(x), None)
+
+    def encode_decode(self, x, metas):
+        logits = functional.interpolate(self.conv(x), size=metas[0]["img_shape"], mode="bilinear")
+        if self.rule == "random":
+            return logits + torch.rand_like(logits)
+        return logits if self.rule == "plain" else torch.where(logits > 0, 2 * logits, logits)
+
+
+@pytest.mark.parametrize(("rule", "stride"), [("plain", 2), ("doubles", 1), ("refines", 1)])
+def test_a_graph_stands_for_all_of_the_inference_where_the_head_is_not_all_of_it(rule, stride):
+    segmentor = Segmentor(rule).eval()
+    network, found, multiple = mmseg_generic._one_graph(segmentor, 3, "net")
+    assert (found, multiple) == (stride, 1)
+    x = torch.randn(1, 3, 20, 31, generator=torch.Generator().manual_seed(4))
+    with torch.inference_mode():
+        logits = functional.interpolate(network(x), size=x.shape[2:], mode="bilinear")
+        assert torch.allclose(logits, segmentor.encode_decode(x, [{"img_shape": x.shape[2:]}]), atol=1e-6)
+
+
+def test_what_answers_otherwise_each_time_is_refused():
+    with pytest.raises(SourceError, match="draws random numbers"):
+        mmseg_generic._one_graph(Segmentor("random").eval(), 3, "net")
+
+
 @pytest.mark.parametrize("factor", [2.0, 4.0])
 @pytest.mark.parametrize("align", [False, True])
 def test_the_replaced_enlargement_is_mmsegs_to_the_bit(factor, align):

@@ -77,11 +77,9 @@ def build(model: Mapping[str, Any], state_dict: Mapping[str, Tensor], *, name: s
                           f"({absent} missing): {INSTALL}")  # fmt: skip
     segmentor = _segmentor(model, name)
     _load(segmentor, state_dict, name)
-    network = _HeadLogits(_exportable(segmentor)).eval()
     backbone = model.get("backbone") or {}
     channels = int(backbone.get("in_channels", 3)) if isinstance(backbone, Mapping) else 3
-    stride, multiple, size = _probe(network, channels, name)
-    _same_as_mmseg(network, segmentor, (channels, *size), name)
+    network, stride, multiple = _one_graph(_exportable(segmentor), channels, name)
     head: Any = segmentor.decode_head[-1] if isinstance(segmentor.decode_head, nn.ModuleList) else segmentor.decode_head
     return Built(
         network=network,
@@ -246,6 +244,41 @@ class _HeadLogits(nn.Module):
         return logits
 
 
+class _Inferred(nn.Module):
+    """From a normalised picture to what mmseg infers of it whole: logits of the picture's size."""
+
+    def __init__(self, segmentor: Any) -> None:
+        super().__init__()
+        self.segmentor = segmentor
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.segmentor.encode_decode(x, [_whole(x.shape[2:])])
+        return logits
+
+
+def _whole(size: Any) -> dict[str, Any]:
+    """What mmseg wants to know of a picture that is inferred whole, without padding."""
+    return {"img_shape": size, "ori_shape": size, "pad_shape": size, "padding_size": [0, 0, 0, 0]}
+
+
+def _one_graph(segmentor: Any, channels: int, name: str) -> tuple[nn.Module, int, int]:
+    """(network, stride, multiple): the head's logits where they are what mmseg infers, else all of its inference.
+
+    Raises SourceError, the head's, where neither runs.
+    """
+    refused: SourceError | None = None
+    for make in (_HeadLogits, _Inferred):
+        network = make(segmentor).eval()
+        try:
+            stride, multiple, size = _probe(network, channels, name)
+            _same_as_mmseg(network, segmentor, (channels, *size), name)
+            return network, stride, multiple
+        except SourceError as error:
+            refused = refused or error
+    assert refused is not None
+    raise refused
+
+
 # -------------------------------------------------------------------------------------------- at one size
 
 
@@ -327,11 +360,10 @@ def _same_as_mmseg(network: nn.Module, segmentor: Any, shape: tuple[int, int, in
     """Hold the head's resized logits against mmseg's own inference. SourceError where one graph cannot say the same."""
     size = shape[1:]
     x = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0))
-    meta = {"img_shape": size, "ori_shape": size, "pad_shape": size, "padding_size": [0, 0, 0, 0]}
     try:
         with torch.inference_mode(), _quiet():
-            theirs = segmentor.encode_decode(x, [meta])
-            again = segmentor.encode_decode(x, [meta])
+            theirs = segmentor.encode_decode(x, [_whole(size)])
+            again = segmentor.encode_decode(x, [_whole(size)])
             ours = functional.interpolate(
                 network(x), size=theirs.shape[2:], mode="bilinear", align_corners=bool(segmentor.align_corners)
             )
