@@ -316,12 +316,12 @@ private:
             throw UsageError("--matting is for cutouts, composites and masks; an overlay does not show it");
         }
         if (!matting_setting_.empty() && !output.matting) throw UsageError(matting_setting_ + " is a setting of --matting; add that");
+        if (output.palette && found_.format != "png") throw UsageError("palette is a form of PNG and does not go with format npz");
         const bool plain = output.kind == "mask" && !output.rgb_mask && !output.matting;
         if (!plain && (found_.format != "png" || output.palette)) {
             throw UsageError((output.palette ? "palette" : "format " + found_.format) +
                              " is a form of plain masks; leave it out for cutouts, composites, matting, rgb masks");
         }
-        if (output.palette && found_.format != "png") throw UsageError("palette is a form of PNG and does not go with format npz");
         if (output.needs_picture() && found_.grid == "network") {
             throw UsageError("cutouts, composites and matting lie on the picture's own grid; leave out grid network");
         }

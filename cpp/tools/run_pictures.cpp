@@ -247,6 +247,12 @@ private:
 
 // UsageError now for what would fail on every picture.
 void check_more(const Arguments& arguments, const Json& manifest) {
+    if (arguments.overlay) {
+        OutputOptions beside = arguments.output;
+        beside.kind = "overlay";
+        beside.matting = false;
+        check_output(manifest, beside);
+    }
     const Json& decision = manifest.at("decode").at("decision");
     const bool undecided = decision.at("rule") == "saliency" && decision.at("threshold").is_null() && !arguments.output.has_threshold();
     if (undecided && (arguments.instances || arguments.output.palette)) {

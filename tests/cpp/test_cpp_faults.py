@@ -15,7 +15,7 @@ from typing import Any
 
 import cv2
 import pytest
-from cpp_cases import graph, picture, picture_package, tiling, volume_package, write_pictures
+from cpp_cases import ARGMAX, graph, labels, picture, picture_package, tiling, volume_package, write_pictures
 from cpp_compare import Runner, same
 
 from segship.manifest import Divide
@@ -446,6 +446,7 @@ def test_precisions_that_there_are_not(package: Path, cell: Path, run_cpp: Runne
         {"output": "cutout", "grid": "network"},
         {"output": "composite", "background": "no-colour"},
         {"rgb_mask": True, "output": "cutout"},
+        {"output": "color", "palette": True, "format": "npz"},
         {"threshold": "1.5"},
     ],
     ids=lambda words: "-".join(map(str, words.values())),
@@ -467,6 +468,22 @@ def test_what_a_package_cannot_give_is_said_in_pythons_words(
     code = run(["predict", str(package), str(cell), "-o", str(tmp_path / "python"), *given])
     assert ours.code == code == 2, ours.err
     assert ours.error == capsys.readouterr().err.strip()
+
+
+def test_an_overlay_beside_another_output_is_checked_too(
+    cell: Path, run_cpp: Runner, python: Any, tmp_path: Path
+) -> None:
+    """A cutout of labels can be smoothed, an overlay of them cannot: nothing is written."""
+    from segship.cli import run
+
+    named = tuple(label.model_copy(update={"name": "background"}) if label.id == 0 else label for label in labels(3))
+    package = picture_package(tmp_path / "net.segship", decode=ARGMAX, classes=3, labels=named).path
+    words = ["--output", "cutout", "--clean-mask", "--overlay", "-o", str(tmp_path / "out")]
+    assert run(["predict", str(package), str(cell), *words]) == 2
+    ran = run_cpp.words(str(package), str(cell), *words)
+    assert ran.code == 2
+    assert "clean_mask" in ran.error
+    assert not list(tmp_path.glob("out/*.png"))
 
 
 def test_options_of_the_other_kind(package: Path, cell: Path, run_cpp: Runner, tmp_path: Path) -> None:

@@ -108,3 +108,21 @@ def test_probabilities_are_float32_whatever_enlarges_them(run_cpp: Runner, tmp_p
             ours, theirs = arrays["probabilities"], predictor(source).probabilities
         assert ours.dtype == theirs.dtype == np.float32
         assert np.abs(ours - theirs).max() <= 1e-5
+
+
+def test_maps_in_npz_are_float32(run_cpp: Runner, tmp_path: Path) -> None:
+    rule = Saliency(min_max=True, polarity="as-is", to_uint8="none")
+    decode = Decode(
+        activation="sigmoid", decision=rule, restore_what="probabilities", restore_method="skimage:linear"
+    )  # fmt: skip
+    package = picture_package(tmp_path / "net.segship", *resized(48, 64), decode=decode)
+    source = disc(tmp_path / "disc.png")
+    ran = run_cpp(package, source, format="npz")
+    with Predictor.open(package) as predictor:
+        predictor(source).save(tmp_path / "python.npz")
+    with np.load(ran.folder / "disc.npz") as ours, np.load(tmp_path / "python.npz") as theirs:
+        assert ours.files == theirs.files
+        for name in theirs.files:
+            assert ours[name].dtype == theirs[name].dtype
+        assert ours["saliency"].dtype == np.float32
+        assert np.abs(ours["saliency"] - theirs["saliency"]).max() <= 1e-5

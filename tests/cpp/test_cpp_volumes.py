@@ -15,7 +15,7 @@ from cpp_cases import (
     volume_package,
     write_volume,
 )
-from cpp_compare import Runner, check_stages, volume_stages
+from cpp_compare import Runner, check_stages, same, volume_stages
 
 from segship.inference.predictor import Predictor
 from segship.inference.volume_network import TileOptions
@@ -335,3 +335,14 @@ def test_arrays_instead_of_files(run_cpp: Runner, tmp_path: Path) -> None:
     found = run_cpp(package, tmp_path / "sample.npz")
     with Predictor.open(package) as predictor:
         check_stages(found.of("sample"), predictor.trace((array, (4.0, 1.0, 1.5))), prepared=2e-5)
+
+
+@pytest.mark.parametrize("place", ["before the network", "behind it"])
+def test_an_order_that_nobody_interpolates(
+    place: str, cases: list[Path], run_cpp: Runner, python: Any, tmp_path: Path
+) -> None:
+    """The manifest can say it, and either runner names it."""
+    decode = VOLUME_ARGMAX.model_copy(update={"restore_order": 2 if place == "behind it" else 1})
+    step = resample(order=2) if place != "behind it" else resample()
+    package = volume_package(tmp_path / "net.segship", step, decode=decode).path
+    same(run_cpp(package, cases[0]), python(package, cases[0]), "interpolation order 2 is not offered")

@@ -154,6 +154,8 @@ class Prediction:
         if not isinstance(self.recipe.decode.decision, Saliency):
             raise UsageError("this network gives classes, not a saliency map; use .masks, .labels or .probabilities")
         found = self._map
+        if found.dtype == np.float64:  # scikit-image's resize
+            found = found.astype(np.float32)
         cleaned = self._smoothed(writers.to_levels(found)) if self._smoothing else found
         return cleaned if cleaned.dtype == found.dtype else cleaned.astype(np.float32) / np.float32(255)
 

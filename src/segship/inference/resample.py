@@ -16,6 +16,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from segship.errors import PackageError
+
 Shape3 = tuple[int, int, int]
 Spacing = tuple[float, float, float]
 Float = NDArray[np.float32]
@@ -164,7 +166,7 @@ def axis_matrix(before: int, after: int, order: int, kind: str = "spline", dtype
     elif order == 3:
         matrix = _cubic_matrix(before, position)
     else:
-        raise ValueError(f"interpolation order {order} is not offered; orders are 0, 1 and 3")
+        raise PackageError(f"interpolation order {order} is not offered; orders are 0, 1 and 3")
     matrix[np.abs(matrix) < _NEGLIGIBLE] = 0
     out: Floating = matrix.astype(dtype)
     out.setflags(write=False)
