@@ -132,7 +132,7 @@ def test_no_module_takes_the_name_of_a_function_beside_it():
     """Importing `package.name` sets `package.name` to the module: a function of that name would be gone from then on."""
     taken = []
     for path in SOURCE.rglob("__init__.py"):
-        names = {s.name for s in ast.walk(ast.parse(path.read_text())) if isinstance(s, ast.FunctionDef | ast.ClassDef)}
+        names = {s.name for s in ast.parse(path.read_text()).body if isinstance(s, ast.FunctionDef | ast.ClassDef)}
         taken += [f"{path.parent.name}.{name}" for name in names if (path.parent / f"{name}.py").exists()]
     assert not taken
 
