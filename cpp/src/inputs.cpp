@@ -52,17 +52,65 @@ std::vector<fs::path> images_below(const fs::path& folder) {
     return files;
 }
 
-std::vector<fs::path> matching(const std::string& pattern) {
+std::vector<fs::path> glob_paths(const std::string& pattern) {
     glob_t found{};
-    std::vector<fs::path> files;
-    if (glob(pattern.c_str(), 0, nullptr, &found) == 0) {
-        for (std::size_t i = 0; i < found.gl_pathc; ++i) {
-            const fs::path path = found.gl_pathv[i];
-            if (fs::is_regular_file(path) && has_image_suffix(path)) files.push_back(path);
-        }
-    }
+    std::vector<fs::path> paths;
+    if (glob(pattern.c_str(), 0, nullptr, &found) == 0) paths.assign(found.gl_pathv, found.gl_pathv + found.gl_pathc);
     globfree(&found);
-    std::sort(files.begin(), files.end());
+    return paths;
+}
+
+// A path as a pattern that matches it alone.
+std::string escaped(const std::string& path) {
+    std::string out;
+    for (const char c : path) {
+        if (c == '*' || c == '?' || c == '[' || c == '\\') out += '\\';
+        out += c;
+    }
+    return out;
+}
+
+// This folder and those below it, without hidden ones.
+std::vector<fs::path> folders_from(const fs::path& folder) {
+    std::vector<fs::path> folders;
+    std::error_code failed;
+    if (!fs::is_directory(folder, failed)) return folders;
+    folders.push_back(folder);
+    const auto options = fs::directory_options::skip_permission_denied | fs::directory_options::follow_directory_symlink;
+    auto entry = fs::recursive_directory_iterator(folder, options, failed);
+    while (!failed && entry != fs::recursive_directory_iterator()) {
+        std::error_code unreadable;
+        const bool inside = entry->is_directory(unreadable);
+        if (inside && is_hidden(entry->path())) entry.disable_recursion_pending();
+        else if (inside) folders.push_back(entry->path());
+        entry.increment(failed);
+    }
+    return folders;
+}
+
+// What a pattern matches; as in Python, a part ** stands for any number of folders.
+std::set<fs::path> expanded(const std::string& pattern) {
+    const std::string inside = "/" + pattern + "/";
+    const std::size_t stars = inside.find("/**/");
+    if (stars == std::string::npos) {
+        const std::vector<fs::path> paths = glob_paths(pattern);
+        return {paths.begin(), paths.end()};
+    }
+    const std::string head = pattern.substr(0, stars == 0 ? 0 : stars - 1);
+    const std::string tail = stars + 3 < pattern.size() ? pattern.substr(stars + 3) : "*";
+    const bool from_root = stars == 1 && pattern[0] == '/';
+    std::set<fs::path> found;
+    for (const fs::path& start : head.empty() ? std::vector<fs::path>{from_root ? "/" : "."} : glob_paths(head)) {
+        for (const fs::path& folder : folders_from(start)) found.merge(expanded(escaped(folder.string()) + "/" + tail));
+    }
+    return found;
+}
+
+std::vector<fs::path> matching(const std::string& pattern) {
+    std::vector<fs::path> files;
+    for (const fs::path& path : expanded(pattern)) {
+        if (fs::is_regular_file(path) && has_image_suffix(path)) files.push_back(path);
+    }
     return files;
 }
 

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 import pytest
 from cpp_cases import COLOR, GREY, PILLOW, SKIMAGE, picture, picture_package, write_pictures
-from cpp_compare import Runner, check_stages
+from cpp_compare import Runner, check_stages, same
 from PIL import Image
 
 from segship.inference.predictor import Predictor
@@ -189,6 +189,21 @@ def test_every_kind_of_file(reader: str, files: dict[str, Path], run_cpp: Runner
     assert not set(refused) & (PNG.keys() | JPEG.keys()), found.err
 
 
+def test_what_is_not_read_is_named(run_cpp: Runner, tmp_path: Path) -> None:
+    kinds = {
+        "GIF": OTHERS["rgb.gif"](),
+        "HEIC": b"\0\0\0\x18ftypheic" + bytes(40),
+        "AVIF": b"\0\0\0\x18ftypavif" + bytes(40),
+    }
+    for kind, data in kinds.items():
+        (tmp_path / f"a.{kind.lower()}").write_bytes(data)
+    ran = run_cpp(picture_package(tmp_path / "net.segship"), *sorted(tmp_path.glob("a.*")))
+    assert ran.code == 1
+    for kind in kinds:
+        wanted = f"is a {kind} picture, which the C++ runner does not read; save it as PNG or JPEG"
+        assert wanted in ran.failure(f"a.{kind.lower()}")
+
+
 def test_grey_tiffs_that_were_turned(run_cpp: Runner, tmp_path: Path) -> None:
     """Their size stands in the file as it is, and as it is to be seen."""
     paths = []
@@ -243,6 +258,48 @@ def test_folders_and_equal_names(run_cpp: Runner, tmp_path: Path) -> None:
     assert found.code == 0, found.err
     names = sorted(path.relative_to(found.folder).as_posix() for path in found.folder.rglob("*.png"))
     assert names == ["a/one.png", "b/deep/two.png", "b/one.png"]
+
+
+PATTERNS = (
+    "in/*.png",
+    "in/**/*.png",
+    "in/**",
+    "**/two*",
+    "in/b/**/[ot]*.jp*g",
+    "in/**/deep/**/*.jpg",
+    "in/?/*.png",
+)
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_patterns(pattern: str, run_cpp: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same files as Python finds; ** stands for any number of folders."""
+    from segship.inference.images import find_inputs
+
+    for name in (
+        "one.png",
+        "a/two.png",
+        "b/deep [1]/deep/three.jpg",
+        "b/four.jpeg",
+        "b/.hidden/five.png",
+        "b/notes.txt",
+    ):
+        path = tmp_path / "in" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"" if path.suffix == ".txt" else opencv(path.suffix, RGB))
+    package = picture_package(tmp_path / "net.segship").path
+    monkeypatch.chdir(tmp_path)
+    wanted = {str(path) for path in find_inputs([pattern])}
+    ran = run_cpp.words(str(package), pattern, "-o", "out", "-q")
+    lines = (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()
+    assert ran.code == 0, ran.err
+    assert {json.loads(line)["input"] for line in lines} == wanted
+
+
+def test_a_pattern_that_nothing_matches(run_cpp: Runner, python: Any, tmp_path: Path) -> None:
+    package = picture_package(tmp_path / "net.segship").path
+    pattern = tmp_path / "**" / "none*.png"
+    same(run_cpp(package, pattern), python(package, pattern), f"no image matches {pattern}; check the pattern")
 
 
 def test_results_below_the_inputs_are_no_inputs(run_cpp: Runner, python: Any, tmp_path: Path) -> None:
