@@ -321,8 +321,26 @@ def test_avif(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_changed_byte_in_a_png_is_found() -> None:
     data = bytearray(WHOLE["png"])
     data[len(data) // 2] ^= 0x10
-    with pytest.raises(InputError, match="decode"):
-        read_image(bytes(data), BGR)
+    for reader in (BGR, PILLOW, SKIMAGE):
+        with pytest.raises(InputError, match="a checksum of its pixels is wrong"):
+            read_image(bytes(data), reader)
+
+
+@pytest.mark.parametrize("number", range(1, 9))
+def test_a_turned_grey_tiff_is_read_as_it_is_stored(number: int) -> None:
+    """Pillow gives the size that it would be shown in also where its rotation is forgotten."""
+    exif = Pil.Exif()
+    exif[0x0112] = number
+    stored = SKIMAGE.model_copy(update={"exif_rotation": "ignore", "grey": "keep"})
+    grey = np.ascontiguousarray(NOISE[..., 0])
+    assert (read_image(encode(grey, "TIFF", exif=exif), stored).pixels[..., 0] == grey).all()
+
+
+def test_a_palette_with_alpha_is_read_without_a_warning(recwarn: pytest.WarningsRecorder) -> None:
+    buffer = io.BytesIO()
+    Pil.fromarray(NOISE).quantize(20).save(buffer, "PNG", transparency=bytes(range(20)))
+    assert read_image(buffer.getvalue(), PILLOW).pixels.shape == NOISE.shape
+    assert not recwarn.list
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
