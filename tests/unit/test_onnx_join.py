@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from segship.convert import onnx_graph
-from segship.convert.onnx_join import split_joined, sums
+from segship.convert.onnx_join import join_again, split_joined, sums
 from segship.convert.quantize import QuantizeOptions, quantize
 
 
@@ -36,8 +36,12 @@ class Joins(nn.Module):
         return out
 
 
-def graph_of(network: nn.Module, shape: tuple[int, ...]) -> onnx.ModelProto:
-    return onnx_graph.from_torch(network, shape, input_name="input", output_names=["logits"])
+def graph_of(
+    network: nn.Module, shape: tuple[int, ...], size_multiple: tuple[int, int] | None = None
+) -> onnx.ModelProto:
+    return onnx_graph.from_torch(
+        network, shape, input_name="input", output_names=["logits"], size_multiple=size_multiple
+    )
 
 
 def answer(model: onnx.ModelProto, x: np.ndarray) -> np.ndarray:
@@ -61,6 +65,65 @@ def test_the_sum_is_the_convolution_over_both(axes: int) -> None:
     assert not {one.name for one in split.graph.initializer} & {"joined.weight"}
     assert sums(plain) == []
     assert sums(split) == ["joined.sum1"]
+
+
+class Shared(nn.Module):
+    """A map beside enlarged sums of others, as OCRNet's heads take them; ``wide`` is how many channels a reader makes."""
+
+    def __init__(self, wide: int = 5, other: bool = False) -> None:
+        super().__init__()
+        self.fine = nn.Conv2d(2, 6, 3, padding=1)
+        self.coarse = nn.Conv2d(6, 8, 3, stride=2, padding=1)
+        self.again = nn.Conv2d(8, 8, 1)
+        self.one = nn.Conv2d(14, wide, 1)
+        self.two = nn.Conv2d(14, 3, 3, padding=1, bias=False)
+        self.other = other
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        fine = self.fine(x)
+        coarse = self.coarse(fine)
+        coarse = torch.relu(self.again(coarse) + coarse)
+        size = fine.shape[2:]
+        enlarged = nn.functional.interpolate(coarse, size=size, mode="bilinear", align_corners=False)
+        both = torch.cat((torch.relu(fine + fine.mean(dim=(2, 3), keepdim=True)), enlarged), 1)
+        found = torch.cat((self.one(both), self.two(both)), 1)
+        return torch.cat((found, both), 1) if self.other else found
+
+
+@pytest.mark.parametrize("free", [False, True])
+def test_all_convolutions_over_one_join_are_split(free: bool) -> None:
+    """Through enlargements and sums, of which no convolution tells the channels; also at sizes that are free."""
+    torch.manual_seed(5)
+    plain = graph_of(Shared(), (2, 8, 12), size_multiple=(2, 2) if free else None)
+    split = split_joined(onnx_graph.copy_of(plain))
+    assert sums(split) == ["one.sum1", "two.sum1"]
+    for side in (8, 14) if free else (8,):
+        x = np.random.default_rng(1).normal(size=(2, 2, side, 12)).astype(np.float32)
+        assert np.abs(answer(split, x) - answer(plain, x)).max() <= 1e-5
+
+
+@pytest.mark.parametrize("network", [Shared(), Joins(2)])
+def test_joined_again_the_graph_is_what_it_was(network: nn.Module) -> None:
+    plain = graph_of(network, (2, 8, 12))
+    before = plain.SerializeToString(deterministic=True)
+    assert join_again(plain).SerializeToString(deterministic=True) == before
+    again = join_again(split_joined(onnx_graph.copy_of(plain)))
+    assert Counter(node.op_type for node in again.graph.node) == Counter(node.op_type for node in plain.graph.node)
+    assert {node.name for node in again.graph.node if node.op_type == "Conv"} == set(
+        onnx_graph.convolution_names(plain)
+    )
+    kept, found = ({one.name: one.raw_data for one in model.graph.initializer} for model in (plain, again))
+    assert found == kept
+    x = np.random.default_rng(4).normal(size=(2, 2, 8, 12)).astype(np.float32)
+    np.testing.assert_array_equal(answer(again, x), answer(plain, x))
+
+
+@pytest.mark.parametrize("changes", [{"other": True}, {"wide": 15}])
+def test_a_join_stays_whole_for_all_where_one_reader_needs_it(changes: dict[str, int]) -> None:
+    """Something else that reads it; or a sum that would be written at more channels than were joined."""
+    plain = graph_of(Shared(**changes), (2, 8, 12))  # type: ignore[arg-type]
+    before = plain.SerializeToString(deterministic=True)
+    assert split_joined(plain).SerializeToString(deterministic=True) == before
 
 
 @pytest.mark.parametrize("changes", [{"more": True}, {"groups": 2}])

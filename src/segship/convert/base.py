@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -13,6 +13,7 @@ import onnx
 from google.protobuf.message import DecodeError
 
 from segship.convert import checks, onnx_graph, parity
+from segship.convert.onnx_join import join_again
 from segship.engines import SessionOptions, get_engine, open_session
 from segship.errors import PackageError, UsageError
 from segship.inference.predictor import Predictor
@@ -41,6 +42,10 @@ class Base:
 
     def provenance(self) -> dict[str, Any]:
         return self.package.provenance()
+
+    def with_joins(self) -> Base:
+        """The same with sums over joined channels written as one convolution (`onnx_join.join_again`)."""
+        return replace(self, graphs={member: join_again(graph) for member, graph in self.graphs.items()})
 
     def checked_batches(self, batches: Sequence[int], shape: str) -> tuple[int, ...]:
         """The batches to check, sorted. UsageError where the graph's own fixed batch is another."""

@@ -110,6 +110,8 @@ def compile_package(
     name = _precision(precision)
     _check_arguments(name, calibrate, max_drop, validate, batches, dynamic_range)
     base = open_base(package, input_size=input_size)
+    if name == "int8" and base.manifest.input.kind == "image":
+        base = base.with_joins()  # a sum of pictures' integers is held in float32: more memory and time than the join
     maps = fidelity.concerns(base.manifest) and name != "fp32"
     if force and not maps:
         raise UsageError("--force overrides the limit on a saliency package's masks; here there is none")

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from segship.convert import onnx_graph, onnx_import
+from segship.convert.onnx_join import split_joined
 from segship.convert.onnx_sizes import settle_sizes
 from segship.engines import SessionOptions, open_session
 from segship.errors import EngineError, SourceError, UsageError
@@ -48,7 +49,8 @@ def to_onnx(source: Source, batch: int | None = None) -> Any:
         batch=batch,
         size_multiple=network.size_multiple if network.size is None else None,
     )
-    return settle_sizes(graph)
+    graph = settle_sizes(graph)
+    return split_joined(graph) if source.sum_joins else graph
 
 
 def convert(source: Source, batch: int | None) -> tuple[Any, int | None, tuple[str, ...]]:

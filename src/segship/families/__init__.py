@@ -73,6 +73,8 @@ class Source:
     alternatives: tuple[Alternative, ...] = ()
     relative_tolerance: float = 0.0
     """how far an engine's logits may differ as a share of their spread, where that is more than the engine's own tolerance"""
+    sum_joins: bool = False
+    """pictures: convolutions over joined channels become sums (``convert.onnx_join``); for networks that are smaller so"""
     at_one_size: Callable[[], Source] | None = None
     """the same with its size fixed, for networks of which nobody knows whether their graph holds at other sizes"""
 

@@ -138,6 +138,7 @@ def load(checkpoint: Checkpoint, options: Mapping[str, OptionValue], *, force: b
             "auxiliary_parameters": built.auxiliary,
         },
         warnings=tuple(warnings),
+        sum_joins=built.sum_joins,
         notes=(f"{built.facts.architecture}; settings from {given.config.origin}, class names from {origin}",),
     )  # fmt: skip
     if built.generic:
@@ -161,6 +162,7 @@ class _Built:
     """what the configuration told of the network, for the record"""
     generic: bool = False
     """built by mmseg: no test has seen its graph"""
+    sum_joins: bool = False
 
 
 def _recognised(checkpoint: Checkpoint) -> tuple[Recognised | None, str]:
@@ -188,8 +190,9 @@ def _native(checkpoint: Checkpoint, config: Config, found: Recognised) -> _Built
     warnings = fill_network(network, checkpoint, known | set(network.state_dict()), TITLE)
     facts = network_facts(shape, found.architecture, network)
     return _Built(
-        network=network, facts=facts, warnings=tuple(warnings), auxiliary=found.auxiliary, described=described(shape)
-    )
+        network=network, facts=facts, warnings=tuple(warnings), auxiliary=found.auxiliary, described=described(shape),
+        sum_joins=shape.heads[-1].kind == "ocr",  # joins a feature that is needed once more; those of others cost nothing
+    )  # fmt: skip
 
 
 def build_network(shape: NetworkShape) -> Segmentor:
