@@ -81,13 +81,13 @@ test-cpp: $(SETUP) cpp
 test-cpp-sanitized: $(SETUP)
 	$(CPP_CONFIGURE) -B $(CPP_BUILD)/sanitized -DSEGSHIP_SANITIZE=ON -DCMAKE_BUILD_TYPE=None -DCMAKE_CXX_FLAGS="-O1 -g1"
 	cmake --build $(CPP_BUILD)/sanitized --parallel $(JOBS)
-	$(SANITIZED) SEGSHIP_REQUIRE_CPP=1 SEGSHIP_RUN=$(CPP_BUILD)/sanitized/segship-run $(BIN)/python -m pytest -q tests/cpp -m 'not slow' $(if $(CHOSEN),-k '$(CHOSEN)')
+	$(SANITIZED) SEGSHIP_REQUIRE_CPP=1 SEGSHIP_RUN=$(CPP_BUILD)/sanitized/segship-run $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile tests/cpp -m 'not slow' $(if $(CHOSEN),-k '$(CHOSEN)')
 
 fuzz-cpp: $(SETUP)
 	$(CPP_CONFIGURE) -B $(CPP_BUILD)/fuzz -DSEGSHIP_FUZZ=ON -DCMAKE_BUILD_TYPE=None -DCMAKE_CXX_FLAGS="-O1 -g1" -DCMAKE_C_COMPILER=clang -DCMAKE_CXX_COMPILER=clang++
 	cmake --build $(CPP_BUILD)/fuzz --parallel $(JOBS)
 	$(BIN)/python cpp/fuzz/seeds.py $(CPP_BUILD)/fuzz/corpus
-	cd $(CPP_BUILD)/fuzz && for target in package manifest nifti image; do \
+	cd $(CPP_BUILD)/fuzz && for target in package manifest nifti volume image; do \
 		$(SANITIZED) ./fuzz_$$target -max_total_time=$(FUZZ_SECONDS) -max_len=65536 -print_final_stats=1 corpus/$$target || exit 1; done
 
 clean:

@@ -7,7 +7,7 @@
 #include "nifti.hpp"
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
-    const segship::VolumeLimits limits{std::size_t{1} << 22, std::size_t{1} << 24};
+    const segship::VolumeLimits limits{std::size_t{1} << 16, std::size_t{1} << 24};
     try {
         segship::MemorySource source(data, size);
         segship::read_nifti(source, limits, "fuzz");

@@ -18,6 +18,7 @@ namespace segship {
 namespace {
 
 const char* const kCopyAgain = "it is damaged or cut short, copy or download that file again";
+constexpr std::size_t kMostPacked = 1100;  // deflate packs no better
 
 // What either header says.
 struct Header {
@@ -217,9 +218,16 @@ std::size_t bytes_of(int type) {
     return type == 8 || type == 768 || type == 16 ? 4 : 8;
 }
 
+// Before memory is taken for what a header declares.
+void check_held(const std::string& data, const Header& header, std::size_t size, const std::string& name) {
+    const std::size_t held = data.size() - header.begins;
+    const bool packed = header.encoding != "raw";
+    if (held >= (packed ? size / kMostPacked : size)) return;
+    throw damaged(name, "its header declares " + grouped(size) + " bytes of voxels, it holds " + (packed ? "far fewer" : grouped(held)));
+}
+
 // `size` bytes that zlib or gzip packed.
 std::vector<std::uint8_t> inflated(const std::string& data, std::size_t from, std::size_t size, const std::string& name) {
-    if (size / 1100 > data.size()) throw damaged(name, "it holds far less than its header declares");  // deflate packs no better
     std::vector<std::uint8_t> out(size);
     z_stream stream{};
     if (inflateInit2(&stream, 32 + MAX_WBITS) != Z_OK) throw damaged(name, "out of memory");
@@ -240,22 +248,23 @@ std::vector<std::uint8_t> inflated(const std::string& data, std::size_t from, st
     return out;
 }
 
-void read_voxels(const std::string& data, const Header& header, std::size_t count, const std::string& name, float* into) {
+Array<float> read_voxels(const std::string& data, const Header& header, const std::string& name) {
     NiftiHeader numbers;
     numbers.datatype = nifti_type(header.type, name);
     numbers.itemsize = bytes_of(numbers.datatype);
     numbers.swapped = header.big_endian;  // this program is built for little-endian machines
-    const std::size_t size = count * numbers.itemsize;
-    if (header.encoding == "raw") {
-        if (data.size() - header.begins < size) {
-            throw damaged(name, "its header declares " + grouped(size) + " bytes of voxels, it holds " + grouped(data.size() - header.begins));
-        }
-        to_floats(numbers, reinterpret_cast<const std::uint8_t*>(data.data()) + header.begins, count, into);
-    } else if (header.encoding == "gzip" || header.encoding == "gz" || header.encoding == "zlib") {
-        to_floats(numbers, inflated(data, header.begins, size, name).data(), count, into);
+    const bool packed = header.encoding == "gzip" || header.encoding == "gz" || header.encoding == "zlib";
+    if (!packed && header.encoding != "raw") throw not_read(name, "is packed by '" + header.encoding.substr(0, 40) + "'");
+    const Shape shape(header.sizes.rbegin(), header.sizes.rend());
+    const std::size_t size = elements(shape) * numbers.itemsize;
+    check_held(data, header, size, name);
+    Array<float> out(shape);
+    if (packed) {
+        to_floats(numbers, inflated(data, header.begins, size, name).data(), out.size(), out.data.data());
     } else {
-        throw not_read(name, "is packed by '" + header.encoding.substr(0, 40) + "'");
+        to_floats(numbers, reinterpret_cast<const std::uint8_t*>(data.data()) + header.begins, out.size(), out.data.data());
     }
+    return out;
 }
 
 double length(const std::vector<double>& vector) {
@@ -267,7 +276,10 @@ double length(const std::vector<double>& vector) {
 }  // namespace
 
 ItkFile read_itk(const std::string& path, const VolumeLimits& limits, const std::string& name) {
-    const std::string data = read_file(path, limits.max_bytes);
+    return itk_from_bytes(read_file(path, limits.max_bytes), limits, name);
+}
+
+ItkFile itk_from_bytes(const std::string& data, const VolumeLimits& limits, const std::string& name) {
     const Header header = ends_with(lower(name), ".nrrd") ? nrrd_header(data, name) : meta_header(data, name);
     const std::size_t axes = header.sizes.size();
     if (axes < 2 || axes > 4) throw InputError(name + " has " + std::to_string(axes) + " axes; give two to four");
@@ -293,8 +305,7 @@ ItkFile read_itk(const std::string& path, const VolumeLimits& limits, const std:
         for (std::size_t i = 0; i < std::min<std::size_t>(3, axes); ++i) out.affine[row][i] = sign * header.axes[i][row];
         out.affine[row][3] = sign * header.origin[row];
     }
-    out.values = Array<float>(Shape(header.sizes.rbegin(), header.sizes.rend()));
-    read_voxels(data, header, out.values.size(), name, out.values.data.data());
+    out.values = read_voxels(data, header, name);
     return out;
 }
 

@@ -19,6 +19,7 @@ struct ItkFile {
 
 // A .nrrd or .mha, by its name's ending. Raises InputError for what is damaged, too large, or of a kind that is not read.
 ItkFile read_itk(const std::string& path, const VolumeLimits& limits, const std::string& name);
+ItkFile itk_from_bytes(const std::string& data, const VolumeLimits& limits, const std::string& name);
 
 // Labels with the file's last axis first, packed; `suffix` is .nrrd or .mha, `shape` in the file's order.
 std::vector<std::uint8_t> encode_itk(const LabelMap& labels, const std::vector<std::size_t>& shape, int bits, const Affine& affine,

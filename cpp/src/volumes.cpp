@@ -200,6 +200,9 @@ Volume read_one(const std::string& path, const Reader& reader, const VolumeLimit
     }
     if (is_nifti(small)) return read_nifti_file(path, name, reader, limits);
     if (reader.itk && (ends_with(small, ".nrrd") || ends_with(small, ".mha"))) return read_itk_file(path, name, reader, limits);
+    if (reader.itk && ends_with(small, ".gipl")) {
+        throw InputError(name + " is a GIPL volume, which the C++ runner does not read; predict it with `segship predict`");
+    }
     throw InputError(name + " does not end in .nii, .nii.gz" + (reader.itk ? ", .nrrd, .mha" : "") + ", which this package reads");
 }
 

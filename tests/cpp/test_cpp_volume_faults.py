@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import gzip
+import os
 import struct
+import subprocess
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -118,6 +121,56 @@ def test_a_bomb_is_not_unpacked(package: Path, whole: bytes, run_cpp: Runner, py
     path = tmp_path / "bomb_0000.nii.gz"
     path.write_bytes(b"".join(parts))
     same(run_cpp(package, path), python(package, path), "far more than its header declares")
+
+
+def nrrd(encoding: str) -> bytes:
+    return (
+        f"NRRD0004\ntype: float\ndimension: 3\nsizes: 1024 1024 1024\nendian: little\nencoding: {encoding}\n\n".encode()
+    )
+
+
+def meta(packed: bool) -> bytes:
+    fields = {"NDims": 3, "DimSize": "1024 1024 1024", "CompressedData": packed, "ElementType": "MET_FLOAT"}
+    return "".join(f"{key} = {value}\n" for key, value in (*fields.items(), ("ElementDataFile", "LOCAL"))).encode()
+
+
+def npy(_: bytes) -> bytes:
+    header = b"{'descr': '<f4', 'fortran_order': False, 'shape': (1, 1024, 1024, 1024), }"
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + bytes(200)
+
+
+def nifti(whole: bytes) -> bytes:
+    return patched(whole[:600], 40, "<8h", 3, 1024, 1024, 1024, 1, 1, 1, 1)
+
+
+# A few hundred bytes each, whose headers declare four gigabytes of voxels.
+LYING: dict[str, Callable[[bytes], bytes]] = {
+    "a_0000.nii": nifti,
+    "a_0000.nii.gz": lambda whole: gzip.compress(nifti(whole)),
+    "raw_0000.nrrd": lambda whole: nrrd("raw") + bytes(200),
+    "gzip_0000.nrrd": lambda whole: nrrd("gzip") + gzip.compress(bytes(200)),
+    "raw_0000.mha": lambda whole: meta(False) + bytes(200),
+    "zlib_0000.mha": lambda whole: meta(True) + zlib.compress(bytes(200)),
+    "a_x.npy": npy,
+}
+
+
+@pytest.mark.parametrize("name", LYING)
+def test_what_a_header_declares_takes_no_memory(name: str, binary: Path, whole: bytes, tmp_path: Path) -> None:
+    ending = name[name.index(".") :]
+    known = volume_input("simpleitk", file_ending=ending)
+    spec = volume_input("nibabel-stored", channel_files="one-file") if ending == ".npy" else known
+    package = volume_package(tmp_path / "net.segship", spec=spec).path
+    (tmp_path / name).write_bytes(LYING[name](whole))
+    with (tmp_path / "said").open("wb") as said:
+        words = [str(binary), str(package), str(tmp_path / name), "-o", str(tmp_path / "out")]
+        running = subprocess.Popen(words, stdout=said, stderr=said)
+        _, status, used = os.wait4(running.pid, 0)
+    running.returncode = os.waitstatus_to_exitcode(status)
+    text = (tmp_path / "said").read_text()
+    assert running.returncode == 1, text
+    assert "failed: " in text, text
+    assert used.ru_maxrss < 2 << 20, f"{used.ru_maxrss} kB: {text}"
 
 
 def test_no_number_is_left_out_in_silence(package: Path, run_cpp: Runner, python: Any, tmp_path: Path) -> None:

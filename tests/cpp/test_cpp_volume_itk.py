@@ -74,3 +74,12 @@ def test_damaged_files_are_named(ending: str, run_cpp: Runner, python: Any, tmp_
     assert (ours.folder / f"good{ending}").is_file()
     for number in range(5):
         ours.failure(f"bad{number}")
+
+
+def test_what_python_alone_reads_is_named(run_cpp: Runner, tmp_path: Path) -> None:
+    package = volume_package(tmp_path / "net.segship", spec=volume_input("simpleitk", file_ending=".gipl"))
+    ran = run_cpp(package, write_itk(tmp_path / "a_0000.gipl", oblique=False, packed=False))
+    assert ran.code == 1
+    assert "GIPL volume, which the C++ runner does not read; predict it with `segship predict`" in ran.failure(
+        "a_0000.gipl"
+    )
