@@ -125,25 +125,29 @@ def train(world: str, *, progress: bool = True, **options: Any) -> TrainingResul
     unknown = sorted(set(options) - {entry.name for entry in fields(kind)})
     if unknown:
         raise UsageError(f"training has no option '{unknown[0]}'; `segship train {world} --help` lists them")
-    if world == "unet3d_mlperf":
-        from segship.training.unet3d_mlperf import train_unet3d
+    return _trainer(world)(kind(**options), progress=progress)
 
-        return train_unet3d(kind(**options), progress=progress)
-    from segship.training.unetplusplus import train_unetplusplus
 
-    return train_unetplusplus(kind(**options), progress=progress)
+def _trainer(world: str) -> Callable[..., TrainingResult | Unet3dResult]:
+    try:
+        if world == "unet3d_mlperf":
+            from segship.training.unet3d_mlperf import train_unet3d
+
+            return train_unet3d
+        from segship.training.unetplusplus import train_unetplusplus
+    except ModuleNotFoundError as error:
+        raise EngineMissing(f"training needs {error.name}; type: pip install 'segship[train]'") from None
+    return train_unetplusplus
 
 
 def training_options(world: str) -> type[Any]:
-    """The options of a world's trainer, a dataclass. UsageError, or EngineMissing where torch is not installed."""
+    """The options of a world's trainer, a dataclass; needs no torch. UsageError for a world that does not train here."""
     if world not in TRAINERS:
         raise UsageError(f"no world that trains here is called '{world}'; there are: {', '.join(TRAINERS)}")
-    try:
-        if world == "unet3d_mlperf":
-            from segship.training.mlperf_options import Unet3dOptions
+    if world == "unet3d_mlperf":
+        from segship.training.mlperf_options import Unet3dOptions
 
-            return Unet3dOptions
-        from segship.training.options import UnetPlusPlusOptions
-    except ModuleNotFoundError as error:
-        raise EngineMissing(f"training needs {error.name}; type: pip install 'segship[train]'") from None
+        return Unet3dOptions
+    from segship.training.options import UnetPlusPlusOptions
+
     return UnetPlusPlusOptions

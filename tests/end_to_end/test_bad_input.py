@@ -138,13 +138,16 @@ def test_an_unknown_world_lists_those_that_there_are(segship, verb, known):
 
 
 def test_training_without_torch_says_what_to_install(segship, monkeypatch):
-    for name in ("segship.training.options", "segship.networks.unetplusplus", "segship.training.losses"):
-        monkeypatch.delitem(sys.modules, name, raising=False)
+    for name in [name for name in sys.modules if name.startswith(("segship.training", "segship.networks"))]:
+        monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "torch", None)  # import torch raises ModuleNotFoundError
-    for further in ([], ["--help"]):
-        outcome = segship("train", "unetplusplus", *further)
+    for world, rate in (("unetplusplus", "--lr"), ("unet3d_mlperf", "--learning_rate")):
+        outcome = segship("train", world)
         assert outcome.code == 1
         assert "segship[train]" in outcome.error
+        outcome = segship("train", world, "--help")
+        assert outcome.code == 0
+        assert rate in outcome.out
 
 
 def test_an_empty_folder_stops_a_run_before_its_export(segship, tmp_path):
