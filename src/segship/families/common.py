@@ -13,8 +13,6 @@ from torch import nn
 
 from segship.errors import SourceError, UsageError
 from segship.families.checkpoint import Checkpoint
-from segship.families.options import CLASS_NAMES as CLASS_NAMES
-from segship.families.options import INPUT_SIZE as INPUT_SIZE
 from segship.manifest import Channel, ImageInput, Label
 
 MAX_YAML_BYTES = 1 << 20

@@ -17,11 +17,9 @@ from typing import Any
 from torch import nn
 
 from segship.errors import SourceError
-from segship.families import Option, OptionValue, Source
+from segship.families import OptionValue, Source
 from segship.families.checkpoint import SUFFIXES, Checkpoint, open_checkpoint
 from segship.families.common import (
-    CLASS_NAMES,
-    INPUT_SIZE,
     fill_network,
     listed,
     package_name,
@@ -35,6 +33,7 @@ from segship.families.mmseg_keys import NotNative, Recognised, is_mmseg
 from segship.families.mmseg_keys import recognise as recognise_keys
 from segship.families.mmseg_known import Classes
 from segship.families.mmseg_native import check_classes, complete, described
+from segship.families.mmseg_options import OPTIONS as OPTIONS
 from segship.families.mmseg_recipe import NetworkFacts, build_recipe, fitting_classes
 from segship.families.mmseg_settings import Settings, last_head, read_settings
 from segship.families.mmseg_sources import FoundConfig, changed_scale, find_config
@@ -45,30 +44,6 @@ CONFIGURES = re.compile(rb"^(model|_base_)\s*=", re.MULTILINE)
 NAME = "mmseg"
 TITLE = "MMSegmentation"
 LOOKS_FOR = "backbone.* and decode_head.* (a segmentor of MMSegmentation)"
-OPTIONS = (
-    Option(
-        name="config", kind="text",
-        help="MMSegmentation: the configuration (.py) that the checkpoint was trained with [the text inside the checkpoint]",
-    ),
-    Option(
-        name="arch", kind="text",
-        help="MMSegmentation, without configuration: a released network by its name, such as deeplabv3_r101-d8_512x1024",
-    ),
-    Option(
-        name="generic", kind="flag",
-        help="MMSegmentation: let the installed mmseg build the network, also where segship defines it itself",
-    ),
-    Option(
-        name="trust_config", kind="flag",
-        help="MMSegmentation: let mmengine run the configuration instead of reading it; it is a program",
-    ),
-    Option(
-        name="scale", kind="text",
-        help="MMSegmentation: picture size WxH to fit into before the network, or none [the configuration's test size]",
-    ),
-    INPUT_SIZE,
-    CLASS_NAMES,
-)  # fmt: skip
 
 
 def recognise(checkpoint: Checkpoint) -> bool:
