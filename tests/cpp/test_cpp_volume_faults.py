@@ -170,7 +170,7 @@ def test_what_a_header_declares_takes_no_memory(name: str, binary: Path, whole: 
     text = (tmp_path / "said").read_text()
     assert running.returncode == 1, text
     assert "failed: " in text, text
-    assert used.ru_maxrss < 2 << 20, f"{used.ru_maxrss} kB: {text}"
+    assert used.ru_maxrss < 3 << 20, f"{used.ru_maxrss} kB: {text}"
 
 
 def test_no_number_is_left_out_in_silence(package: Path, run_cpp: Runner, python: Any, tmp_path: Path) -> None:
