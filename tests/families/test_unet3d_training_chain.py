@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mlperf_cases import write_cases
 
 from segship.cli import run
 from segship.training.mlperf_options import CHECKPOINT_VARIABLE, DATA_VARIABLE
@@ -102,21 +101,20 @@ def test_a_users_mistake_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 @pytest.mark.slow
-def test_it_learns_cases_that_it_never_sees(tmp_path: Path) -> None:
-    """benchmarks/train_unet3d.py on simple bodies: below 0.1 untrained, above 0.8 over the held-out cases; its drawn
-    abdomens take longer than a test may."""
+def test_it_learns_abdomens_that_it_never_sees(tmp_path: Path) -> None:
+    """benchmarks/train_unet3d.py, its two-minute form: drawn cases, five levels, kidneys and tumours from scratch."""
     spec = importlib.util.spec_from_file_location("train_unet3d", ROOT / "benchmarks/train_unet3d.py")
     assert spec is not None
     assert spec.loader is not None
     benchmark = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(benchmark)
-    data = write_cases(tmp_path / "data", range(12), (64, 64, 64), noise=0.3)
-    words = ["-o", str(tmp_path / "out"), "--data", str(data), "--epochs", "10"]
+    words = ["-o", str(tmp_path / "out"), "--quick"]
     assert benchmark.main(words) == 0
     result = json.loads((tmp_path / "out/result.json").read_text())
     assert result["before"] < 0.1
     assert result["best"] > 0.8
-    assert result["filters"] == [8, 16, 32, 64, 80]
-    assert (result["training_cases"], result["held_out_cases"]) == (8, 4)
+    assert min(result["kidney"], result["tumour"]) > 0.6  # neither carries the mean alone
+    assert len(result["filters"]) == 5
+    assert (result["training_cases"], result["held_out_cases"]) == (11, 5)
     assert (tmp_path / "out/curve.svg").read_text().startswith("<svg")
-    assert benchmark.main([*words, "--epochs", "10"]) == 0  # the same command goes on where it stopped: at its end
+    assert benchmark.main(words) == 0  # the same command goes on where it stopped: at its end
