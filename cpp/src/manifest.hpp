@@ -1,5 +1,5 @@
 #pragma once
-// manifest.json, checked: src/segship/manifest.py in C++. The fields are those of docs/manifest.schema.json.
+// manifest.json, checked: src/segship/manifest/ in C++. The fields are those of docs/manifest.schema.json.
 
 #include <cstddef>
 #include <string>

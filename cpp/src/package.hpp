@@ -1,5 +1,5 @@
 #pragma once
-// Read and verify a .segship package: a zip, or the same tree as a folder. src/segship/package.py in C++.
+// Read and verify a .segship package: a zip, or the same tree as a folder. src/segship/package/ in C++.
 //
 //     manifest.json      the contract (manifest.hpp)
 //     graphs/*.onnx      one per precision and ensemble member
