@@ -73,6 +73,9 @@ def load(
     try:
         module = found[0].load()
     except (Exception, SystemExit) as error:
+        needed = _to_convert(error)
+        if needed:
+            raise raised(f"{kind} '{name}' of {where} needs {needed}; type: pip install 'segship[convert]'") from None
         raise raised(
             f"{kind} '{name}' of {where} cannot be loaded ({said(error)}); update, reinstall or remove its package"
         ) from None
@@ -81,6 +84,12 @@ def load(
         raise raised(f"{kind} '{name}' of {where} {wrong}; update or remove its package")
     assert isinstance(module, ModuleType)
     return module
+
+
+def _to_convert(error: BaseException) -> str:
+    """The library that is missing, where it is one that only converting needs: nothing is wrong with the package then."""
+    missing = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
+    return missing if missing in ("torch", "onnx") else ""
 
 
 def _no_module(found: Any) -> str:

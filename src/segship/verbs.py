@@ -68,7 +68,7 @@ def predict(
     options = options or PredictOptions()
     paths = find_inputs(given)
     with Predictor.open(opened, precision=precision, batch=options.batch or BATCH, **engine) as predictor:
-        return predict_files(predictor, paths, Path(output), options, progress)
+        return predict_files(predictor, paths, Path(output), options, progress, named=given)
 
 
 def inspect(package: Package | Path | str) -> dict[str, Any]:

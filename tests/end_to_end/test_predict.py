@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 
 import cv2
 import numpy as np
@@ -149,3 +152,31 @@ def test_python_takes_paths_bytes_pictures_and_arrays(package, tmp_path):
     np.testing.assert_array_equal(results[0].labels, want)
     assert "none.png" in str(results[1])
     np.testing.assert_array_equal(results[2].labels, want)
+
+
+def test_results_are_inputs_where_they_are_named(segship, package, tmp_path):
+    write_pictures(tmp_path / "in", 2)
+    out = tmp_path / "out"
+    assert segship("predict", package, tmp_path / "in", "-o", out).code == 0
+    again = segship("predict", package, *sorted(out.glob("*.png")), "-o", out, "--format", "npz", "--json")
+    assert json.loads(again.out)["done"] == 2
+    for found in (out, out / "*.png"):
+        outcome = segship("predict", package, found, "-o", out, "--format", "npz")
+        assert outcome.code == 2
+        assert f"all inputs are results of an earlier run into {out}; choose another folder with -o" in outcome.err
+
+
+def test_a_folder_whose_name_is_no_utf_8(package, tmp_path):
+    folder, out = (os.fsdecode(os.fsencode(tmp_path) + name) for name in (b"/in\xe9", b"/out\xe9"))
+    write_pictures(tmp_path / "plain", 1)
+    try:
+        (tmp_path / "plain").rename(folder)
+    except OSError:
+        pytest.skip("this file system takes no names that are not UTF-8")
+    for flags, shown in (([], "1 done"), (["--json"], '"skipped": 1')):
+        done = subprocess.run(
+            [sys.executable, "-m", "segship", "predict", package, folder, "-o", out, *flags],
+            env=os.environ | {"PYTHONIOENCODING": "utf-8:strict"}, capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert shown in done.stdout

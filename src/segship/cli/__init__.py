@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import importlib
+import io
 import logging
 import sys
 from typing import Any
@@ -81,6 +82,8 @@ def main(arguments: list[str] | None = None) -> None:
     # Imports make many objects and no garbage: looking for garbage less often, and not once more when the process
     # ends, is a sixth of a cold start.
     gc.set_threshold(50_000, 20, 20)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may be no UTF-8: shown as in JSON, \udcXX
+        sys.stdout.reconfigure(errors="backslashreplace")
     code = run(arguments)
     gc.freeze()
     sys.exit(code)

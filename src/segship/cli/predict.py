@@ -203,7 +203,7 @@ def predict(
         if piped:
             return _through_pipe(predictor, paths, options, limits, quiet)
         with progress_bar(quiet) as progress:
-            summary = predict_files(predictor, paths, Path(out), options, progress)
+            summary = predict_files(predictor, paths, Path(out), options, progress, named=wanted)
     return _say(summary, out, as_json, quiet)
 
 

@@ -40,6 +40,22 @@ __all__ = ["BUILT_IN", "Alternative", "Option", "OptionValue", "Source", "parse_
 
 BUILT_IN = ("unetplusplus", "u2net", "nnunet", "unet3d_mlperf", "mmseg")
 
+_LATE = {
+    "Checkpoint": "checkpoint",
+    "open_checkpoint": "checkpoint",
+    "OnnxFile": "onnx_source",
+    "OnnxNetwork": "onnx_source",
+    "is_onnx": "onnx_source",
+    "open_onnx": "onnx_source",
+}
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        """What other packages' families take from here and brings torch: imported when it is asked for."""
+        if name not in _LATE:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(importlib.import_module(f"{__name__}.{_LATE[name]}"), name)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Alternative:

@@ -13,6 +13,12 @@ from torch import nn
 
 from segship.errors import SourceError, UsageError
 from segship.families.checkpoint import Checkpoint
+from segship.families.options import ALL_OUTPUTS as ALL_OUTPUTS  # other packages' families take them from here
+from segship.families.options import CLASS_NAMES as CLASS_NAMES
+from segship.families.options import INPUT_SIZE as INPUT_SIZE
+from segship.families.options import MEAN as MEAN
+from segship.families.options import STD as STD
+from segship.families.options import Option as Option
 from segship.manifest import Channel, ImageInput, Label
 
 MAX_YAML_BYTES = 1 << 20

@@ -11,27 +11,25 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from segship.errors import OutputError, SegshipError, UsageError
 from segship.inference.images import Image
 from segship.inference.journal import (
     JOURNAL,
+    Journal,
     Note,
     PredictSummary,
-    is_done,
     journal_writer,
     read_journal,
     record_name,
     relative,
     write_record,
 )
-from segship.inference.outputs import SUFFIX, PredictOptions, keeps_pictures, needs_scores, output_names, write_case
-from segship.inference.prediction import class_path
+from segship.inference.outputs import PredictOptions, file_names, keeps_pictures, needs_scores, output_names, write_case
 from segship.inference.predictor import Failure, Item, Predictor
 
 __all__ = ["JOURNAL", "PredictSummary", "predict_files"]
@@ -59,10 +57,13 @@ def predict_files(
     output: Path,
     options: PredictOptions | None = None,
     progress: Progress | None = None,
+    named: Iterable[Path | str] = (),
 ) -> PredictSummary:
     """Predict files into a folder. A broken input is listed in the summary, the others go on.
 
-    Raises UsageError when a result would overwrite an input, OutputError as soon as something cannot be written.
+    Inputs that an earlier run wrote into the folder are left out; not so files that are ``named``, as a user names
+    one outright. Raises UsageError when a result would overwrite an input or nothing but such results is left,
+    OutputError as soon as something cannot be written.
     Ctrl-C (KeyboardInterrupt) leaves no half-written file; what was done is recorded and skipped the next time.
     """
     options = options or PredictOptions()
@@ -71,11 +72,12 @@ def predict_files(
     start, started = time.perf_counter(), datetime.now(UTC)
     recipe_key = _recipe_key(predictor, options)
     journal = read_journal(output)
-    sources = _without_results(inputs, journal, output)
+    sources = _without_results(inputs, named, journal)
     jobs = _jobs(sources)[options.part_id :: options.num_parts]
     _refuse_overwriting(jobs, sources, output, predictor, options)
-    made = journal if options.resume else {}
-    todo = [job for job in jobs if not is_done(made.get(job.key), job.size, job.mtime_ns, recipe_key, output)]
+    todo = [
+        job for job in jobs if not (options.resume and journal.is_done(job.key, job.size, job.mtime_ns, recipe_key))
+    ]
     skipped = len(jobs) - len(todo)
     failed: list[tuple[str, str]] = []
     notes: list[tuple[str, str]] = []
@@ -87,7 +89,7 @@ def predict_files(
 
         def finish(item: Item) -> SegshipError | tuple[str, ...]:
             try:
-                return _finish(predictor, item, todo[item.number], output, options, recipe_key, note)
+                return _finish(predictor, item, todo[item.number], journal, options, recipe_key, note)
             finally:
                 kept.give_back(item.image)
 
@@ -135,24 +137,26 @@ def _finish(
     predictor: Predictor,
     item: Item,
     job: _Job,
-    output: Path,
+    journal: Journal,
     options: PredictOptions,
     recipe_key: str,
     note: Note,
 ) -> SegshipError | tuple[str, ...]:
     """The case's notes, or why it could not be done."""
+    output = journal.output
+    entry = {"input": job.key, "size": job.size, "mtime_ns": job.mtime_ns, "made_by": recipe_key}
     try:
         if item.error is None and item.image is None and keeps_pictures(options):
             item = replace(item, image=predictor.read(job.path))
         found = predictor.result(item, options.grid)
         if isinstance(found, Failure):
             return found.error
+        journal.void(entry, file_names(job.name, output, options, predictor.manifest), note)
         written = write_case(found, item, job.name, output, options)
     except OutputError:
         raise  # a full disk or a read-only folder: the next file would fare no better
     except SegshipError as error:
         return error
-    entry = {"input": job.key, "size": job.size, "mtime_ns": job.mtime_ns, "made_by": recipe_key}
     told = {"notes": list(written.notes), "constant_output": found.constant_output}
     note(entry | told | {"outputs": [relative(path, output) for path in written.files]})
     return written.notes
@@ -191,21 +195,27 @@ def _jobs(inputs: Sequence[Path]) -> list[_Job]:
     return jobs
 
 
-def _without_results(inputs: Sequence[Path], journal: dict[str, dict[str, Any]], output: Path) -> list[Path]:
-    """The inputs less what an earlier run wrote: results often lie below the folder that is given as input."""
-    results = {os.path.realpath(output / name) for entry in journal.values() for name in entry["outputs"]}
-    return [path for path in map(Path, inputs) if os.path.realpath(path) not in results]
+def _without_results(inputs: Sequence[Path], named: Iterable[Path | str], journal: Journal) -> list[Path]:
+    """The inputs less what earlier runs wrote: results often lie below the folder that is given as input."""
+    results = {os.path.realpath(journal.output / name) for name in journal.owners}
+    outright = {Path(item) for item in named}
+    sources = [path for path in map(Path, inputs) if path in outright or os.path.realpath(path) not in results]
+    if inputs and not sources:
+        raise UsageError(
+            f"all inputs are results of an earlier run into {journal.output}; choose another folder with -o"
+        )
+    return sources
 
 
 def _refuse_overwriting(
     jobs: Sequence[_Job], inputs: Sequence[Path], output: Path, predictor: Predictor, options: PredictOptions
 ) -> None:
     sources = {os.path.realpath(path) for path in inputs}
-    classes = range(predictor.manifest.network.outputs[0].channels)
+    folder = os.path.realpath(output)
     for job in jobs:
-        result = Path(os.path.realpath(output)) / f"{job.name}{SUFFIX[options.format]}"
-        for path in (result, *(class_path(result, k) for k in classes)):
-            if str(path) in sources:
+        for name in file_names(job.name, output, options, predictor.manifest):
+            path = os.path.normpath(os.path.join(folder, name))
+            if path in sources:
                 raise UsageError(
                     f"the result of {job.path} would overwrite the input {path}; choose another folder with -o"
                 )

@@ -1,7 +1,8 @@
 """The record of a run over many files, for pictures and volumes: what is done, by what, into which files.
 
-``predictions.jsonl`` has one line an input done; resume reads it. ``segship-run.json`` has versions, engine, options,
-hashes and failures.
+``predictions.jsonl`` has one line an input done; resume reads it. A line whose ``made_by`` is empty or of another program
+names files that are no longer what earlier lines say. ``segship-run.json`` has versions, engine, options, hashes and
+failures.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -66,34 +67,63 @@ def relative(path: Path, folder: Path) -> str:
         return path.absolute().as_posix()
 
 
-def is_done(entry: Mapping[str, Any] | None, size: int, mtime_ns: int, recipe_key: str, output: Path) -> bool:
-    """Whether the journal's entry tells of this very input, made by this very recipe, and its files are there."""
-    if entry is None or entry["made_by"] != recipe_key:
-        return False
-    if (entry["size"], entry["mtime_ns"]) != (size, mtime_ns):
-        return False
-    return all((output / name).is_file() for name in entry["outputs"])
+@dataclass(frozen=True, kw_only=True)
+class Journal:
+    """What earlier runs into a folder noted."""
+
+    output: Path
+    entries: Mapping[str, Mapping[str, Any]]
+    """input -> its last line"""
+    owners: Mapping[str, str]
+    """every file that a line names, relative to ``output`` -> the input of the last line that names it"""
+
+    def is_done(self, key: str, size: int, mtime_ns: int, recipe_key: str) -> bool:
+        """Whether the input's last line tells of this very input, made by this very recipe, and its files are there.
+
+        Files that a later line names for another input are that input's now.
+        """
+        entry = self.entries.get(key)
+        if entry is None or (entry["size"], entry["mtime_ns"], entry["made_by"]) != (size, mtime_ns, recipe_key):
+            return False
+        return all(self.owners[name] == key and (self.output / name).is_file() for name in entry["outputs"])
+
+    def void(self, entry: Mapping[str, Any], names: Iterable[str], note: Note) -> None:
+        """Before files are written: no earlier line that names one of them counts, should the run end in between."""
+        taken = [name for name in names if name in self.owners]
+        if taken:
+            note({**entry, "made_by": "", "outputs": taken})
 
 
-def read_journal(output: Path) -> dict[str, dict[str, Any]]:
-    """Input -> its last entry. A line that was cut off (a killed run) counts as not written."""
+def read_journal(output: Path) -> Journal:
+    """What is noted in the folder. A line that was cut off (a killed run) or damaged counts as not written."""
+    entries: dict[str, dict[str, Any]] = {}
+    owners: dict[str, str] = {}
     try:
-        lines = (output / JOURNAL).read_text(encoding="utf-8", errors="replace").splitlines()
+        text = (output / JOURNAL).read_text(encoding="utf-8", errors="surrogateescape")
     except OSError:
-        return {}
-    entries = {}
-    for line in lines:
+        text = ""
+    for line in text.split("\n"):  # not splitlines: file names may hold other ends of lines, such as U+2028
         try:
-            entry = json.loads(line)
-            entries[str(entry["input"])] = {
-                "size": int(entry["size"]),
-                "mtime_ns": int(entry["mtime_ns"]),
-                "made_by": str(entry["made_by"]),
-                "outputs": [str(name) for name in entry["outputs"]],
+            found = json.loads(line)
+            entry: dict[str, Any] = {
+                "size": int(found["size"]),
+                "mtime_ns": int(found["mtime_ns"]),
+                "made_by": str(found["made_by"]),
+                "outputs": [_file_name(name) for name in found["outputs"]],
             }
-        except (ValueError, KeyError, TypeError):
+            key = str(found["input"])
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             continue
-    return entries
+        entries[key] = entry
+        owners |= dict.fromkeys(entry["outputs"], key)
+    return Journal(output=output, entries=entries, owners=owners)
+
+
+def _file_name(name: object) -> str:
+    """Raises ValueError for what no file can be called."""
+    if b"\0" in os.fsencode(str(name)):
+        raise ValueError(name)
+    return str(name)
 
 
 @contextmanager
@@ -110,9 +140,10 @@ def journal_writer(output: Path) -> Iterator[Callable[[dict[str, Any]], None]]:
 
     def note(entry: dict[str, Any]) -> None:
         # One write a line keeps lines whole among threads and processes; the leading newline ends a cut-off one.
-        line = json.dumps(entry, sort_keys=True, ensure_ascii=False) + "\n"
+        # ASCII, as a file's name may be no UTF-8: its odd bytes are lone surrogates then, \udcXX.
+        line = json.dumps(entry, sort_keys=True) + "\n"
         try:
-            stream.write(line.encode())
+            stream.write(line.encode("ascii"))
         except OSError as error:
             raise OutputError(f"cannot write {path}: {error.strerror or error}; free some room") from error
 

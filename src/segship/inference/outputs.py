@@ -15,6 +15,7 @@ from segship.errors import UsageError
 from segship.inference import matting, writers
 from segship.inference.cutout import check, draw
 from segship.inference.items import Item
+from segship.inference.journal import relative
 from segship.inference.options import OutputOptions
 from segship.inference.prediction import GRIDS, Grid, Prediction, class_path
 from segship.manifest import Recipe, Saliency, Threshold
@@ -131,6 +132,26 @@ def output_names(inputs: Sequence[Path]) -> list[str]:
     if not _all_unlike(names):
         raise UsageError("two inputs would be written under the same name; give them in separate runs")
     return names
+
+
+def file_names(name: str, output: Path, options: PredictOptions, recipe: Recipe) -> list[str]:
+    """Every file that `write_case` may write for one input, relative to ``output``; some are of other kinds of answers."""
+    channels = recipe.network.outputs[0].channels
+    classes = range(channels if channels > 1 or options.format == "jpeg" else 0)
+    places = [("", SUFFIX[options.format])]
+    if options.probabilities != "none":
+        places.append(("probabilities/", f".{options.probabilities}"))
+    if options.overlay:
+        places.append(("overlays/", ".png"))
+    if options.instances:
+        places += [("instances/", ".png"), ("instances/", ".npz")]
+    if options.stages is not None:
+        stages = f"{relative(options.stages, output)}/"
+        raw = [".bin", *(f"_{index}.bin" for index in range(len(recipe.network.outputs)))]
+        places += [(stages, suffix) for suffix in (raw if options.raw else [".npz"])]
+    head, slash, stem = name.rpartition("/")
+    within = [head + slash, *(f"{head}{slash}{k}/" for k in classes)]  # as `class_path`
+    return [f"{place}{folder}{stem}{suffix}" for place, suffix in places for folder in within]
 
 
 def _all_unlike(names: Sequence[str]) -> bool:

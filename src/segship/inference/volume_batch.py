@@ -17,9 +17,9 @@ from pathlib import Path
 
 from segship.errors import InputError, OutputError, SegshipError, UsageError
 from segship.inference.journal import (
+    Journal,
     Note,
     PredictSummary,
-    is_done,
     journal_writer,
     read_journal,
     record_name,
@@ -30,7 +30,7 @@ from segship.inference.predictor import Failure
 from segship.inference.volume_budget import Budget, choose_setting
 from segship.inference.volume_cases import Case, find_cases
 from segship.inference.volume_cost import Cost, cost_of, in_words, peak_of, process_peak
-from segship.inference.volume_files import write_case
+from segship.inference.volume_files import file_names, write_case
 from segship.inference.volume_network import TileOptions, first_tiles
 from segship.inference.volume_prediction import VOLUME_SUFFIXES
 from segship.inference.volume_predictor import CaseItem, VolumePredictor
@@ -146,8 +146,10 @@ def predict_cases(
     recipe_key = _recipe_key(predictor, options)
     jobs = [_job(case, predictor, options) for case in cases][options.part_id :: options.num_parts]
     _refuse_overwriting(jobs, output, _ending(predictor, options))
-    made = read_journal(output) if options.resume else {}
-    todo = [job for job in jobs if not is_done(made.get(job.key), job.size, job.mtime_ns, recipe_key, output)]
+    journal = read_journal(output)
+    todo = [
+        job for job in jobs if not (options.resume and journal.is_done(job.key, job.size, job.mtime_ns, recipe_key))
+    ]
     measure = announce is not None or options.memory is not None
     if measure:
         todo = _after_first_stage(predictor, todo, options)
@@ -170,7 +172,7 @@ def predict_cases(
     with journal_writer(output) as note:
 
         def finish(item: CaseItem) -> SegshipError | tuple[str, ...]:
-            return _finish(predictor, item, fitting[item.number], output, options, recipe_key, note)
+            return _finish(predictor, item, fitting[item.number], journal, options, recipe_key, note)
 
         results = predictor.run_cases(
             (job.case for job in fitting),
@@ -343,7 +345,7 @@ def _recipe_key(predictor: VolumePredictor, options: CaseOptions) -> str:
     parts += [json.dumps(options.content(), sort_keys=True)]
     if predictor.previous_package is not None:
         parts.append(str(predictor.previous_package))
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+    return hashlib.sha256("\n".join(parts).encode(errors="surrogateescape")).hexdigest()
 
 
 def _previous(jobs: Sequence[_Job], spec: VolumeInput, options: CaseOptions) -> Callable[[int], Path | None]:
@@ -365,28 +367,29 @@ def _finish(
     predictor: VolumePredictor,
     item: CaseItem,
     job: _Job,
-    output: Path,
+    journal: Journal,
     options: CaseOptions,
     recipe_key: str,
     note: Note,
 ) -> SegshipError | tuple[str, ...]:
     """The case's notes, or why it could not be done."""
+    output, ending = journal.output, _ending(predictor, options)
+    entry = {"input": job.key, "size": job.size, "mtime_ns": job.mtime_ns, "made_by": recipe_key}
     try:
         found = predictor.case_result(item)
         if isinstance(found, Failure):
             return found.error
         found = found if options.postprocess else replace(found, clean=False)
+        journal.void(entry, file_names(job.case.name, ending, options.probabilities, options.preview), note)
         files = write_case(
-            found, output, job.case.name, _ending(predictor, options),
-            probabilities=options.probabilities, preview=options.preview,
-        )  # fmt: skip
+            found, output, job.case.name, ending, probabilities=options.probabilities, preview=options.preview
+        )
     except OutputError:
         raise  # a full disk or a read-only folder: the next case would fare no better
     except SegshipError as error:
         return error
     except MemoryError:
         return InputError(f"{job.case.name} does not fit into memory while it is written; leave out probabilities")
-    entry = {"input": job.key, "size": job.size, "mtime_ns": job.mtime_ns, "made_by": recipe_key}
     told = {"notes": list(found.notes), "constant_output": found.constant_output}
     note(entry | told | {"outputs": [relative(path, output) for path in files]})
     return found.notes

@@ -29,6 +29,13 @@ def write_case(
     return files
 
 
+def file_names(name: str, ending: str, probabilities: bool, preview: bool) -> list[str]:
+    """Every file that `write_case` may write, relative to its folder with slashes."""
+    spacing = [f"{name}.json"] if ending.lower() in (".tif", ".tiff") else []
+    scores = [f"{name}.npz", f"{name}.pkl"] if probabilities else []
+    return [f"{name}{ending}", *spacing, *scores, *([f"previews/{name}.png"] if preview else [])]
+
+
 def properties_of(found: VolumePrediction) -> dict[str, Any]:
     """What nnU-Net v2 pickles beside probabilities: builtin types and numpy arrays only.
 

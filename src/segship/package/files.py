@@ -29,8 +29,12 @@ def sha256_file(path: Path) -> str:
 
 
 def dump_json(data: Any) -> bytes:
-    """Canonical JSON bytes: sorted keys, two-space indent, final newline; NaN is refused."""
-    return (json.dumps(data, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    """Canonical JSON bytes: sorted keys, two-space indent, final newline; NaN is refused.
+
+    File names that are no UTF-8 have lone surrogates, which are written as JSON's own escapes, ``\\udcXX``.
+    """
+    text = json.dumps(data, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+    return text.encode(errors="backslashreplace")
 
 
 def cache_folder() -> Path:
