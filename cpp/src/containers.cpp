@@ -47,7 +47,7 @@ private:
 // ------------------------------------------------------------------------------------------------- TIFF and EXIF
 
 struct TiffFacts {
-    std::uint64_t width = 0, height = 0, bits = 1, photometric = 1, samples = 1, orientation = 1, compression = 1;
+    std::uint64_t width = 0, height = 0, bits = 1, photometric = 1, samples = 1, orientation = 1, compression = 1, planar = 1;
     int extra = -1;
     bool several = false;
 };
@@ -79,6 +79,7 @@ TiffFacts walk_tiff(const std::string& data) {
         if (tag == 262) facts.photometric = value(entry);
         if (tag == 274) facts.orientation = value(entry);
         if (tag == 277) facts.samples = value(entry);
+        if (tag == 284) facts.planar = value(entry);
         if (tag == 338) facts.extra = static_cast<int>(std::min<std::uint64_t>(value(entry), 999));
     }
     const std::size_t next = start + count_size + static_cast<std::size_t>(entries) * entry_size;
@@ -99,6 +100,9 @@ Container tiff_container(const std::string& data) {
     found.photometric = static_cast<int>(std::min<std::uint64_t>(facts.photometric, 65'535));
     found.compression = static_cast<int>(std::min<std::uint64_t>(facts.compression, 65'535));
     found.extra = facts.extra;
+    const bool one_more = facts.samples == 2 || facts.samples == 4;
+    found.spare = !one_more || facts.photometric == 5 || facts.extra == 0;  // CMYK, or a sample that means nothing
+    found.misread = facts.planar == 2 && facts.bits > 8 && facts.samples > 1;
     return found;
 }
 
@@ -173,6 +177,15 @@ Container walk_jpeg(const std::string& data) {
     return found;
 }
 
+// Whether Pillow leaves a BMP's palette out: entry i is the level i, of two entries black and white.
+bool is_ramp(const Bytes& bytes, std::size_t start, std::uint64_t count, std::size_t entry) {
+    for (std::uint64_t i = 0; i < count; ++i) {
+        const std::string level(3, static_cast<char>(count == 2 ? 255 * i : i));
+        if (!bytes.is(start + static_cast<std::size_t>(i) * entry, level)) return false;
+    }
+    return true;
+}
+
 Container walk_bmp(const std::string& data) {
     const Bytes bytes(data, false);
     const std::uint64_t offset = bytes.number(10, 4), header = bytes.number(14, 4);
@@ -186,8 +199,14 @@ Container walk_bmp(const std::string& data) {
     const bool plain = packed == 0 || packed == 3;
     // The last row's filling may be missing.
     if (plain && offset + row * rows > bytes.size() + 3) throw CutShort{};
-    // Of a palette OpenCV gives one plane where it is grey, as Pillow does.
-    return {"BMP", rows, static_cast<std::size_t>(width), false, static_cast<int>(bits), 3, false, 1};
+    Container found{"BMP", rows, static_cast<std::size_t>(width), false, static_cast<int>(bits), 3, false, 1};
+    if (bits <= 8) {
+        const std::uint64_t given = old ? 0 : bytes.number(46, 4), count = given == 0 ? std::uint64_t{1} << bits : given;
+        found.palette = count > 256 || !is_ramp(bytes, 14 + static_cast<std::size_t>(header), count, old ? 3 : 4);
+    }
+    found.spare = bits != 32 || packed != 3 || header < 56 || bytes.number(66, 4) == 0;  // no mask for alpha
+    found.misread = old && (bits > 8 || found.palette);  // of the oldest header's pictures OpenCV gives grey
+    return found;
 }
 
 Container walk_webp(const std::string& data) {

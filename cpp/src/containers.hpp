@@ -19,11 +19,13 @@ struct Container {
     bool several = false;  // more than one frame or page
     int bits = 8;          // of a sample
     int colour = 0;        // PNG: its colour type; JPEG, TIFF: samples a pixel
-    bool palette = false;
+    bool palette = false;  // of colours, in Pillow's sense: a BMP's ramp from black to white is none
     int orientation = 1;   // EXIF's number, 1 (upright) to 8
     int photometric = -1;  // TIFF: how samples mean colours, 2 RGB, 5 CMYK, 6 YCbCr, 8 Lab
     int compression = 1;   // TIFF: 1 none
-    int extra = -1;        // TIFF: what a fourth sample means, 1 and 2 alpha
+    int extra = -1;        // TIFF: what the samples beside colours or grey mean, 1 and 2 alpha
+    bool spare = false;    // TIFF, BMP: there is no alpha, whatever a fourth sample is
+    bool misread = false;  // OpenCV reads the file as it is to other values than Pillow
 };
 
 // Read the header of an encoded image. InputError for an empty, unknown, damaged or truncated file, and for kinds that are

@@ -20,6 +20,8 @@ namespace segship {
 
 namespace {
 
+constexpr const char* NOT_READ = ", which the C++ runner does not read for this network; save it as PNG";
+
 // The manifest's reading rules, looked up once.
 struct Rules {
     std::string reader, order;
@@ -131,6 +133,10 @@ Decoded by_opencv(const std::string& data, const Rules& rules, const Container& 
 cv::Mat decode_like_pillow(const std::string& data, const Container& container, const std::string& name) {
     if (container.format == "PNG") return decode_png(data, PngPlanes::stored, name);
     if (container.format == "JPEG") return decode_jpeg(data, JpegPlanes::rgb, name);
+    if (container.misread) {
+        const std::string why = container.format == "TIFF" ? "whose planes lie one behind the other" : "with the oldest kind of header";
+        throw InputError(name + " is a " + container.format + " " + why + NOT_READ);
+    }
     cv::Mat pixels = decode_opencv(data, cv::IMREAD_UNCHANGED, container, name);
     if (pixels.depth() == CV_64F) pixels.convertTo(pixels, CV_32F);
     if (pixels.depth() != CV_8U && pixels.depth() != CV_16U && pixels.depth() != CV_32F) {
@@ -146,14 +152,16 @@ cv::Mat decode_like_pillow(const std::string& data, const Container& container, 
     return pixels;
 }
 
-// InputError for TIFFs that OpenCV decodes to other values than Pillow: colours multiplied by alpha, other colour spaces.
+// InputError for TIFFs that OpenCV decodes to other values than Pillow: colours multiplied by alpha by one of both, other
+// colour spaces.
 void refuse_other_values(const Container& container, const std::string& name) {
     if (container.format != "TIFF") return;
-    const bool alpha = container.colour == 4 && container.bits == 8 && (container.extra == 1 || container.extra == 2);
-    const bool space = container.photometric >= 8 || (container.photometric == 6 && container.compression == 1);
+    const bool plain = container.extra == 2 || container.extra == 999;  // Corel Draw's number
+    const bool alpha = container.colour == 4 && (container.extra == 1 || (container.bits == 8 && plain));
+    const bool space = container.photometric == 5 || container.photometric >= 8 ||
+                       (container.photometric == 6 && container.compression == 1);
     if (!alpha && !space) return;
-    throw InputError(name + " is a TIFF with " + (alpha ? "alpha beside its colours" : "colours other than RGB") +
-                     ", which the C++ runner does not read for this network; save it as PNG");
+    throw InputError(name + " is a TIFF with " + (alpha ? "alpha beside its colours" : "colours other than RGB") + NOT_READ);
 }
 
 // The file as it is, in Pillow's terms: bit depth kept where grey, 8 bits where coloured.
@@ -162,8 +170,7 @@ Decoded by_pillow(const std::string& data, const Container& container, bool appl
     Decoded found;
     found.pixels = turned_by_rules(decode_like_pillow(data, container, name), container, apply_rotation);
     found.has_alpha = found.pixels.channels() == 4;
-    const bool spare = container.photometric == 5 || container.extra == 0;  // CMYK, or a sample that means nothing
-    if (found.has_alpha && container.format == "TIFF" && spare) {
+    if (found.has_alpha && container.spare) {
         cv::cvtColor(found.pixels, found.pixels, cv::COLOR_RGBA2RGB);
         found.has_alpha = false;
     }
@@ -284,10 +291,13 @@ cv::Mat colours_of_grey(const std::string& data, const Rules& rules, const Conta
 }
 
 void keep_alpha(Image& image, const std::string& data, const Rules& rules, const Container& container) {
-    if (container.format == "JPEG") return;
+    if (container.format == "JPEG" || container.spare) return;
+    if (container.format == "TIFF" && container.colour == 2 && (container.extra == 1 || container.extra == 2)) {
+        throw InputError(image.name + " is a TIFF with alpha beside its grey" + NOT_READ);
+    }
     cv::Mat whole = container.format == "PNG" ? decode_png(data, PngPlanes::rgba, image.name)
                                               : decode_like_pillow(data, container, image.name);
-    if (whole.channels() != 4) return;
+    if (whole.channels() != 4 || whole.depth() != CV_8U) return;
     whole = turned_by_rules(whole, container, rules.apply_rotation);
     cv::Mat plane;
     cv::extractChannel(whole, plane, 3);

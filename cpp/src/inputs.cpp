@@ -133,15 +133,6 @@ std::vector<fs::path> files_of(const std::string& item) {
     return files;
 }
 
-// Without "." and doubled slashes, as Python's Path has it; ".." stays, as a link may stand before it.
-std::string tidied(const fs::path& path) {
-    fs::path out;
-    for (const fs::path& part : path) {
-        if (!part.empty() && part != ".") out /= part;
-    }
-    return out.empty() ? "." : out.string();
-}
-
 bool all_unlike(const std::vector<std::string>& names) {
     std::set<std::string> seen;
     for (const std::string& name : names) seen.insert(lower(name));
@@ -162,16 +153,27 @@ fs::path common_folder(const std::vector<fs::path>& files) {
 
 }  // namespace
 
-std::vector<std::string> find_inputs(const std::vector<std::string>& inputs) {
+std::vector<std::string> find_inputs(const std::vector<std::string>& inputs, const std::set<std::string>& left_out) {
     std::vector<std::string> found;
     std::set<std::string> seen;
     for (const std::string& item : inputs) {
-        for (const fs::path& file : files_of(item)) {
-            const std::string name = tidied(file);
+        const std::vector<fs::path> files = files_of(item);
+        const bool outright = files.size() == 1 && files[0] == fs::path(item);
+        for (const fs::path& file : files) {
+            if (!outright && !left_out.empty() && left_out.count(real_path(file.string())) > 0) continue;
+            const std::string name = tidied(file.string());
             if (seen.insert(name).second) found.push_back(name);
         }
     }
     return found;
+}
+
+std::string tidied(const std::string& path) {
+    fs::path out;
+    for (const fs::path& part : fs::path(path)) {
+        if (!part.empty() && part != ".") out /= part;
+    }
+    return out.empty() ? "." : out.string();
 }
 
 std::vector<std::string> output_names(const std::vector<std::string>& inputs) {

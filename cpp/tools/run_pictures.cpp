@@ -32,6 +32,8 @@ constexpr std::size_t MANY = 4;        // from so many pictures on, two inferenc
 constexpr std::size_t LARGE = 1 << 20;  // pixels of one input from which on one inference fills the processor
 constexpr const char* PIPE = "-";
 
+using Files = std::vector<std::string>;
+
 struct Job {
     std::string path;
     std::string name;  // of the results, without suffix
@@ -43,29 +45,54 @@ int streams_for(const Arguments& arguments, std::size_t inputs, const Json& mani
 }
 
 std::vector<Job> jobs_of(const Arguments& arguments) {
-    std::vector<std::string> paths = find_inputs(arguments.inputs);
-    const std::set<std::string> results = earlier_results(arguments.out);
-    const auto is_result = [&](const std::string& path) { return results.count(real_path(path)) > 0; };
-    if (!results.empty()) paths.erase(std::remove_if(paths.begin(), paths.end(), is_result), paths.end());
+    const std::vector<std::string> paths = find_inputs(arguments.inputs, earlier_results(arguments.out));
+    if (paths.empty()) {
+        throw UsageError("all inputs are results of an earlier run into " + arguments.out + "; choose another folder with -o");
+    }
     const std::vector<std::string> names = output_names(paths);
     std::vector<Job> jobs;
     for (std::size_t i = arguments.part_id; i < paths.size(); i += arguments.num_parts) jobs.push_back({paths[i], names[i]});
     return jobs;
 }
 
+// Classes that may be written to a file each.
+std::size_t classes_of(const Json& manifest) {
+    return std::min<std::size_t>(manifest.at("network").at("outputs").at(0).at("channels").get<std::size_t>(), 1024);
+}
+
 std::string result_path(const Arguments& arguments, const Job& job) {
     return (fs::path(arguments.out) / (job.name + "." + arguments.format)).string();
+}
+
+// All that `write_one` may write: a file for all classes or one for each.
+Files files_of(const Arguments& arguments, const Job& job, std::size_t classes) {
+    Files wholes{result_path(arguments, job)};
+    const auto beside = [&](const char* folder, const char* suffix) {
+        wholes.push_back((fs::path(arguments.out) / folder / (job.name + suffix)).string());
+    };
+    if (arguments.probabilities) beside("probabilities", ".npz");
+    if (arguments.probability_images) beside("probabilities", ".png");
+    if (arguments.overlay) beside("overlays", ".png");
+    for (const char* suffix : {".png", ".npz"}) {
+        if (arguments.instances) beside("instances", suffix);
+    }
+    Files files = wholes;
+    for (const std::string& whole : wholes) {
+        for (std::size_t k = 0; k < classes; ++k) files.push_back(class_path(whole, k));
+    }
+    if (!arguments.stages.empty()) files.push_back((fs::path(arguments.stages) / (job.name + ".npz")).string());
+    return files;
 }
 
 void refuse_overwriting(const Arguments& arguments, const std::vector<Job>& jobs, const Json& manifest) {
     std::set<std::string> sources;
     for (const Job& job : jobs) sources.insert(real_path(job.path));
-    const auto classes = manifest.at("network").at("outputs").at(0).at("channels").get<std::size_t>();
+    const std::size_t classes = classes_of(manifest);
+    Arguments real = arguments;
+    real.out = real_path(arguments.out);
+    if (!arguments.stages.empty()) real.stages = real_path(arguments.stages);
     for (const Job& job : jobs) {
-        const std::string result = real_path(result_path(arguments, job));
-        std::vector<std::string> paths{result};
-        for (std::size_t k = 0; k < std::min<std::size_t>(classes, 1024); ++k) paths.push_back(class_path(result, k));
-        for (const std::string& path : paths) {
+        for (const std::string& path : files_of(real, job, classes)) {
             if (sources.count(path) == 0) continue;
             throw UsageError("the result of " + job.path + " would overwrite the input " + path + "; choose another folder with -o");
         }
@@ -86,8 +113,6 @@ Run2d run_of(const Arguments& arguments) {
     run.stages = !arguments.stages.empty();
     return run;
 }
-
-using Files = std::vector<std::string>;
 
 Files write_probabilities(const Arguments& arguments, const Prediction2d& found, const std::string& name) {
     const std::string folder = (fs::path(arguments.out) / "probabilities").string();
@@ -162,7 +187,8 @@ class Work {
 public:
     Work(const Opened& model, const Arguments& arguments, const std::vector<Job>& jobs, Summary& summary)
         : model_(model), arguments_(arguments), jobs_(jobs), summary_(summary), run_(run_of(arguments)),
-          group_(group_size(model, arguments.options.batch, run_)), journal_(arguments.out) {}
+          group_(group_size(model, arguments.options.batch, run_)), classes_(classes_of(model.manifest())),
+          journal_(arguments.out) {}
 
     void on_threads(std::size_t count) {
         const std::size_t groups = (jobs_.size() + group_ - 1) / group_;
@@ -178,7 +204,7 @@ private:
     const std::vector<Job>& jobs_;
     Summary& summary_;
     const Run2d run_;
-    const std::size_t group_;
+    const std::size_t group_, classes_;
     Journal journal_;
     std::atomic<std::size_t> next_{0};
     std::atomic<bool> ended_{false};
@@ -217,8 +243,10 @@ private:
     }
 
     void finish(std::size_t place, const Prediction2d& found) {
+        const Files input{jobs_[place].path};
+        journal_.claim(input, files_of(arguments_, jobs_[place], classes_));
         const Files written = write_one(arguments_, found, jobs_[place]);
-        journal_.add(jobs_[place].path, written, found.notes());
+        journal_.add(input, written, found.notes());
         summary_.done(place, jobs_[place].path, found.notes());
     }
 

@@ -9,10 +9,12 @@
 
 #include "errors.hpp"
 #include "inputs.hpp"
+#include "journal.hpp"
 #include "model_volumes.hpp"
 #include "runs.hpp"
 #include "summary.hpp"
 #include "volume_cases.hpp"
+#include "volume_formats.hpp"
 
 namespace fs = std::filesystem;
 
@@ -40,7 +42,7 @@ class Cases {
 public:
     Cases(const Opened& model, const Arguments& arguments, const std::vector<Case>& cases, Summary& summary)
         : model_(model), arguments_(arguments), cases_(cases), summary_(summary),
-          ending_(field<std::string>(model.manifest().at("input"), "file_ending")) {}
+          ending_(field<std::string>(model.manifest().at("input"), "file_ending")), journal_(arguments.out) {}
 
     // Three cases are in memory at most: one that is read, one that runs, one that is written.
     void run() {
@@ -65,6 +67,18 @@ private:
     const std::vector<Case>& cases_;
     Summary& summary_;
     std::string ending_;
+    Journal journal_;
+
+    std::string stages_of(const std::string& name) const { return (fs::path(arguments_.stages) / (name + ".npz")).string(); }
+
+    // All that `write` may write.
+    std::vector<std::string> files_of(const std::string& name) const {
+        const std::string labels = (fs::path(arguments_.out) / (name + ending_)).string();
+        std::vector<std::string> files{labels, spacing_beside(labels)};
+        for (const char* suffix : {".npz", ".pkl"}) files.push_back((fs::path(arguments_.out) / (name + suffix)).string());
+        if (!arguments_.stages.empty()) files.push_back(stages_of(name));
+        return files;
+    }
 
     std::future<std::optional<Volume>> read(std::size_t place) {
         return std::async(std::launch::async, [this, place] {
@@ -96,10 +110,13 @@ private:
         return std::async(std::launch::async, [this, place, kept] {
             const Case& one = cases_[place];
             const auto written = caught(summary_, place, one, [&] {
-                write_case(*kept, model_.manifest(), arguments_.out, one.name, ending_, arguments_.probabilities);
+                journal_.claim(one.files, files_of(one.name));
+                auto files = write_case(*kept, model_.manifest(), arguments_.out, one.name, ending_, arguments_.probabilities);
                 if (!arguments_.stages.empty()) {
-                    write_stages(*kept, (fs::path(arguments_.stages) / (one.name + ".npz")).string());
+                    files.push_back(stages_of(one.name));
+                    write_stages(*kept, files.back());
                 }
+                journal_.add(one.files, files, kept->notes);
                 return true;
             });
             if (!written) return;
