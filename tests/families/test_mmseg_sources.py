@@ -154,6 +154,9 @@ def test_released_settings_for_other_classes(tmp_path: Path) -> None:
         load(path)
     with pytest.raises(SourceError, match="says 19 classes and the weights have 2"):
         load(path, arch="fcn_unet_s5-d16")
+    streets = load(path, arch="fcn_unet_s5-d16", class_names="road,sky").recipe  # not that they are Cityscapes'
+    assert "label_map" not in streets.metric.options
+    assert [label.file_value for label in streets.labels] == [None] * 2
     recipe = load(path, arch="fcn_unet_s5-d16", class_names="road,else").recipe
     assert [label.name for label in recipe.labels] == ["road", "else"]
     assert recipe.options["settings_from"] == recipe.options["classes_from"] == "flag"
@@ -269,6 +272,9 @@ def test_a_part_of_a_data_sets_classes(unet: State, tmp_path: Path) -> None:
     others = load(save(tmp_path / "b.pth", unet, {"cfg": text})).recipe
     assert "label_map" not in others.metric.options
     assert [label.file_value for label in others.labels] == [None] * 3
+    said = load(tmp_path / "a.pth", class_names="road,sky,car").recipe  # their numbers are the user's own
+    assert "label_map" not in said.metric.options
+    assert [label.file_value for label in said.labels] == [None] * 3
 
 
 def test_one_channel_stands_for_two_classes(tmp_path: Path) -> None:

@@ -126,7 +126,8 @@ CASES: dict[str, tuple[Backbone, HeadShape, Values, Values, tuple[float, float, 
         (-0.079159, -0.018087, 0.065471, 0.192862),
     ),
     "head_without_convolutions": (
-        unet_shape(), fcn(4, 2, channels=4, convs=0), unet(), LAST, (-0.087247, 0.036479, 0.000202, 0.157703),
+        unet_shape(), fcn(4, 2, channels=4, convs=0, kernel=0), unet(), {"kernel_size": 1, **LAST},
+        (-0.087247, 0.036479, 0.000202, 0.157703),
     ),
     "head_joined_only": (
         unet_shape(), fcn(4, 2, channels=4, convs=0, concat_input=True), unet(), LAST,

@@ -20,6 +20,7 @@ from segship.convert.checks import checking_engines
 from segship.convert.export import export, to_onnx
 from segship.convert.onnx_import import import_graph
 from segship.convert.onnx_sizes import settle_sizes
+from segship.convert.precision import compile_package
 from segship.engines import SessionOptions, open_session
 from segship.errors import SourceError, UnknownSource, UsageError
 from segship.families import load_source, u2net_onnx
@@ -269,6 +270,12 @@ def test_a_batch_that_the_graph_insists_on_is_kept(file: Path, network: U2NETP, 
         assert np.abs(predictor.network(x) - truth(network, x)[0]).max() <= 1e-4
     with pytest.raises(UsageError, match="does not work with --batch 4"):
         export(fixed, tmp_path / "four.segship", batch=4, engines=["onnxruntime"])
+    half = compile_package(result.package.path, "fp16", engines=["onnxruntime"]).package
+    made = half.manifest.variant("fp16")
+    assert made is not None
+    assert (made.shapes, made.batches) == ("static", (1,))
+    with Predictor.open(half, precision="fp16", engine="onnxruntime") as predictor:
+        assert predictor.network(x).shape == (3, 1, 64, 64)
 
 
 @pytest.mark.parametrize(("size", "kept"), [((64, 64), 0), ((64, 96), 0), ((80, 64), 9), ((63, 64), 3), ((16, 64), 9)])

@@ -131,8 +131,11 @@ def test_rules_of_label_maps() -> None:
     assert LabelRules(label_map={1: 5}, reduce_zero_label=True).apply(values).tolist() == [255, 0, 5, 6, 255]
     assert LabelRules(label_map={0: 1000}).apply(values).tolist() == [1000, 1, 2, 7, 255]
     behind = LabelRules(label_map={1: 5, 6: 255}, reduce_zero_label=True).apply(values)
-    before = LabelRules(label_map={1: 5, 6: 255}).before_reducing().apply(values)
+    before = LabelRules(label_map={1: 5, 6: 255}).before(LabelRules(reduce_zero_label=True)).apply(values)
     assert LabelRules(reduce_zero_label=True).apply(before).tolist() == behind.tolist()
+    packages = LabelRules(label_map={0: 1, 1: 255, 2: 0})
+    given = LabelRules(label_map={7: 0, 2: 1, 0: 255, 1: 2})
+    assert packages.apply(given.before(packages).apply(values)).tolist() == [255, 65535, 1, 0, 255]
     assert parse_label_map("0:255, 7:0") == {0: 255, 7: 0}
     assert parse_label_map("255,0,1") == {0: 255, 1: 0, 2: 1}
     for text in ("1:2:x", "a:b", "", "1:2,1:3", "1:2,3"):

@@ -247,6 +247,14 @@ def test_a_package_of_a_part_of_the_classes(tmp_path: Path, cache: None) -> None
     assert result.variants[0].evaluation.value > 0.8
     files = score_files("mmseg", tmp_path / "d", tmp_path / "maps", classes=str(package.path))
     assert files.metrics["mIoU"] == result.variants[0].evaluation.value
+    cv2.imwrite(str(tmp_path / "d" / "ann_dir" / "a.png"), np.where(truth == 255, 255, truth + 40).astype(np.uint8))
+    said = FolderOptions(rules=LabelRules(label_map={place + 40: place for place in range(len(LABELS))}))
+    own = evaluate(package, tmp_path / "d", folders=said, record=False)
+    assert own.variants[0].evaluation.value == result.variants[0].evaluation.value, (
+        "given rules take the package's place"
+    )
+    files = score_files("mmseg", tmp_path / "d", tmp_path / "maps", classes=str(package.path), folders=said)
+    assert files.metrics["mIoU"] == own.variants[0].evaluation.value
     without = label_package(tmp_path / "plain.segship", int8=False)
     with pytest.raises(DatasetError, match="holds the unknown id"):
         evaluate(without, tmp_path / "d", record=False)

@@ -338,6 +338,16 @@ def test_static_variants_need_a_size(tmp_path: Path, monkeypatch: pytest.MonkeyP
         open_stub(tmp_path / "p", changes=static(4) | free_size())
 
 
+def test_static_variants_of_any_size_open_at_the_size_of_their_proof(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = install(monkeypatch)
+    with open_stub(tmp_path / "p", changes=static(1) | free_size(check_size=[8, 16])) as model:
+        assert opened[0].options.static_shape == (1, 3, 8, 16)
+        model(pictures(1)[0])
+    assert opened[-1].options.static_shape[2:] == pictures(1)[0].shape[:2]
+
+
 def test_a_picture_that_shares_no_batch_has_a_graph_of_its_size(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

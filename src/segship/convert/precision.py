@@ -272,7 +272,8 @@ def _finish(
     base = builder.base
     files = builder.files(builder.graphs())
     variant = builder.variant(
-        files, shapes=shape, batches=base.checked_batches(batches, shape), engines=tuple(engines),
+        files, shapes="static" if base.batches else shape, batches=base.checked_batches(batches, shape),
+        engines=tuple(engines),
         drop=judged.drop if judged else None, fidelity=judged.fidelity if judged else None,
     )  # fmt: skip
     manifest = with_variant(base.manifest, variant)

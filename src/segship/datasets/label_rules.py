@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from segship.errors import UsageError
 
 IGNORE = 255
+OF_NO_CLASS = 65535
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,11 +34,14 @@ class LabelRules:
     def __bool__(self) -> bool:
         return bool(self.label_map) or self.reduce_zero_label
 
-    def before_reducing(self) -> LabelRules:
-        """Rules to apply before 0 is ignored and one taken from the others, equal to these (with or without that) behind
-        it; 8-bit numbers."""
-        reduced = LabelRules(label_map=self.label_map, reduce_zero_label=True).apply(np.arange(256, dtype=np.uint16))
-        return LabelRules(label_map={old: 0 if new == IGNORE else int(new) + 1 for old, new in enumerate(reduced)})
+    def before(self, behind: LabelRules) -> LabelRules:
+        """Rules to apply before ``behind`` for what these alone would give, zero ignored where either says so; of 8-bit
+        numbers. What ``behind`` cannot give becomes OF_NO_CLASS."""
+        numbers = np.arange(256, dtype=np.uint16)
+        reduce = self.reduce_zero_label or behind.reduce_zero_label
+        wanted = LabelRules(label_map=self.label_map, reduce_zero_label=reduce).apply(numbers)
+        from_number = {int(new): old for old, new in reversed(list(enumerate(behind.apply(numbers))))}
+        return LabelRules(label_map={old: from_number.get(int(new), OF_NO_CLASS) for old, new in enumerate(wanted)})
 
     def apply(self, values: NDArray[np.unsignedinteger]) -> NDArray[np.unsignedinteger]:
         """The same picture with its numbers replaced; a new array where anything changes."""

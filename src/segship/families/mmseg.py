@@ -78,10 +78,13 @@ def load(checkpoint: Checkpoint, options: Mapping[str, OptionValue], *, force: b
     """Network and recipe of a checkpoint. Raises SourceError for what cannot be taken or is not known, UsageError for options."""
     found, reason = (None, "--generic") if options.get("generic") else _recognised(checkpoint)
     given = find_config(checkpoint, options, None if found is None else found.shape)
-    settings = changed_scale(read_settings(given.config), options.get("scale"))
+    settings = changed_scale(read_settings(given.config, options.get("scale")), options.get("scale"))
     built = _build(checkpoint, given, found, reason)
     named, origin = _classes(checkpoint, given, settings, options)
     classes = fitting_classes(named, built.facts.channels, origin)
+    if given.config.source in ("name", "flag") or origin == "--class-names":
+        # no configuration says that these classes are some of a data set's: label maps are read as they stand
+        settings = replace(settings, dataset_names=())
     warnings = [*given.warnings, *built.warnings]
     if named is not None and not named.palette:
         warnings.append(f"{origin} names no colours for its classes; made-up ones are in the package")

@@ -174,7 +174,7 @@ def read_head(state: State, name: str, backbone: Backbone) -> HeadShape:
         inputs = _inputs(state, f"{name}.convs.0.conv.weight") if "convs" in have else channels
         return HeadShape(
             kind="fcn", inputs=inputs, channels=channels, classes=classes, maps=_maps(backbone, inputs),
-            convs=_count(state, f"{name}.convs."), kernel=3 if first is None else int(_tensor(state, first).shape[-1]),
+            convs=_count(state, f"{name}.convs."), kernel=0 if first is None else int(_tensor(state, first).shape[-1]),
             concat_input="conv_cat" in have, norm=f"{name}.{'convs.0' if 'convs' in have else 'conv_cat'}.conv.bias" not in state,
         )  # fmt: skip
     about = "PSP (pyramid pooling)" if "psp_modules" in have else f"of {', '.join(sorted(have)[:4])}"

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from segship.errors import SourceError
+from segship.families import OptionValue
 from segship.families.mmseg_config import Config
 from segship.families.mmseg_dataset import classes_of, dataset_of, known_classes, reduces_zero, unwrapped
 from segship.families.mmseg_known import Classes
@@ -68,10 +69,15 @@ class Settings:
         )  # fmt: skip
 
 
-def read_settings(config: Config) -> Settings:
-    """Raises SourceError for what is missing, malformed, or a step that is not known here."""
+def read_settings(config: Config, scale: OptionValue = None) -> Settings:
+    """With a ``scale`` (see `mmseg_sources.changed_scale`) the pipeline's own Resize is left aside and need not be known here.
+
+    Raises SourceError for what is missing, malformed, or a step that is not known here.
+    """
     pipeline = test_pipeline(config)
-    resize, normalize, pad = _walk(pipeline, config)
+    resize, normalize, pad = _walk(pipeline if scale is None else _without_resize(pipeline), config)
+    if resize is not None if scale is None else str(scale).lower() != "none":
+        _check_rounding(pipeline, config)
     if pad is not None and normalize is None:
         raise SourceError(
             f"{config.origin}: its test pipeline pads pictures before they are normalised, which segship does not; pad with "
@@ -157,13 +163,25 @@ def _walk(pipeline: Sequence[Values], config: Config) -> tuple[Any, Values | Non
                 f"{config.origin}: its test pipeline has the step {kind}, which segship does not know; export with a pipeline of "
                 "LoadImageFromFile, Resize, Normalize and Pad"
             )
-    floats = any(plain_name(one["type"]) == "LoadImageFromFile" and one.get("to_float32") for one in pipeline)
-    if resize is not None and floats:
+    return resize, normalize, pad
+
+
+def _without_resize(pipeline: Sequence[Values]) -> list[Values]:
+    kept = [step for step in pipeline if plain_name(step["type"]) != "Resize"]
+    return [
+        {**step, "transforms": _without_resize(step["transforms"])}
+        if isinstance(step.get("transforms"), list)
+        else step
+        for step in kept
+    ]
+
+
+def _check_rounding(pipeline: Sequence[Values], config: Config) -> None:
+    if any(plain_name(one["type"]) == "LoadImageFromFile" and one.get("to_float32") for one in pipeline):
         raise SourceError(
             f"{config.origin}: LoadImageFromFile with to_float32 resizes pictures without rounding them, which segship does not; "
             "leave it out (pixels change by half a level at most) or resize by nothing (--scale none)"
         )
-    return resize, normalize, pad
 
 
 def _check_loading(step: Values, config: Config) -> None:

@@ -108,7 +108,7 @@ class Members:
     def _input_size(self) -> tuple[int, ...]:
         if self.manifest.network.size is not None:
             return self.manifest.network.size
-        size = usual_size(self.manifest)
+        size = usual_size(self.manifest) or self.manifest.network.check_size
         if size is None:
             raise PackageError(
                 f"package '{self.manifest.name}' has static variants but no fixed input size; compile it again"

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from segship.datasets import Case, Dataset, FolderOptions, is_mmseg_like, open_dataset
+from segship.datasets.label_rules import rules_in
 from segship.errors import UsageError
 from segship.inference.prediction import Prediction
 from segship.inference.writers import write_bytes, write_label_png
@@ -39,9 +40,10 @@ def open_labels(
     if layout is None and is_mmseg_like(root):
         layout = "mmseg"
     options = folders or FolderOptions()
-    if options.rules and manifest.metric.options.get("reduce_zero_label"):
-        # the scorer takes one from every number itself: a label map that holds afterwards, as mmseg's does, goes before
-        options = replace(options, rules=options.rules.before_reducing())
+    packages = rules_in(manifest.metric.options)
+    if options.rules and packages:
+        # the scorer applies the package's own rules itself: a label map that is given takes their place
+        options = replace(options, rules=options.rules.before(packages))
     count = len(manifest.labels)
     return open_dataset(root, layout, split, exclude, num_classes=count, folders=options)
 
