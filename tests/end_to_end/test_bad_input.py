@@ -311,7 +311,11 @@ def test_ctrl_c_keeps_what_is_done_and_resume_goes_on(package, tmp_path):
         "-o",
         str(tmp_path / "out"),
     ]
-    process = subprocess.Popen([*command, "--batch", "1"], env=environment, stderr=subprocess.PIPE, text=True)
+    # where the tests run in the background of a script, Ctrl-C is ignored, and a new process takes that over
+    process = subprocess.Popen(
+        [*command, "--batch", "1"], env=environment, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
     deadline = time.monotonic() + 60
     while len(list((tmp_path / "out").glob("*.png"))) < 5 and time.monotonic() < deadline:
         time.sleep(0.01)

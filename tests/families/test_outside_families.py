@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -55,6 +57,20 @@ def test_a_good_one_is_found_recognised_and_has_its_options_read(
     assert "--colour red|green" in shown
     assert run(["export", str(theirs), "-o", str(theirs.with_name("net.segship")), "--colour", "blue"]) == 2
     assert "--colour must be one of red, green" in capsys.readouterr().err
+
+
+def test_an_option_goes_with_its_family(
+    packages: OutsidePackages, theirs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    packages.add()
+    assert run(["export", "--help"]) == 0
+    assert "--colour" in capsys.readouterr().out
+    shutil.rmtree(packages.folder / "theirs-1.0.dist-info")
+    importlib.invalidate_caches()
+    assert run(["export", "--help"]) == 0
+    assert "--colour" not in capsys.readouterr().out
+    assert run(["export", str(theirs), "-o", str(theirs.with_name("net.segship"))]) == 1
+    assert "internal error" not in capsys.readouterr().err
 
 
 def test_damaged_metadata_of_one_package_leaves_the_others(

@@ -61,9 +61,11 @@ class WithFamilyOptions(UpstreamWords):
     words = EXPORT
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
-        own = {parameter.name for parameter in self.params}
-        self.params += [option for option in family_options() if option.name not in own]
-        return super().get_params(ctx)
+        params = list(super().get_params(ctx))
+        known = {parameter.name for parameter in params}
+        help_last = params.pop() if params and params[-1].name == "help" else None
+        params += [option for option in family_options() if option.name not in known]
+        return [*params, help_last] if help_last is not None else params
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The command's own options first, then those of each family under its name: nobody needs all of them."""
