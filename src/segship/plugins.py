@@ -6,7 +6,7 @@ Engines (`segship.engines`) and families (`segship.families`) of other distribut
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -56,11 +56,17 @@ def origins(found: list[EntryPoint]) -> str:
 
 
 def load(
-    group: str, name: str, kind: str, faults: Callable[[str, Any], str], raised: type[SegshipError]
+    group: str,
+    name: str,
+    kind: str,
+    wanted: Sequence[str],
+    faults: Callable[[Any], str],
+    raised: type[SegshipError],
 ) -> ModuleType | None:
     """The module that an installed package brings under ``name``; None where none does.
 
-    ``kind`` is what it is called in messages, 'engine'; ``faults`` says what a module lacks to be one, '' where nothing.
+    ``kind`` is what it is called in messages, 'engine'; it must have the names ``wanted``, NAME among
+    them, and ``faults`` says what else is wrong with it, '' where nothing.
     Raises ``raised`` naming the package, where two bring it, where it cannot be loaded or lacks something.
     """
     found = [entry for entry in entries(group) if entry.name == name]
@@ -79,7 +85,7 @@ def load(
         raise raised(
             f"{kind} '{name}' of {where} cannot be loaded ({said(error)}); update, reinstall or remove its package"
         ) from None
-    wrong = faults(name, module) if isinstance(module, ModuleType) else _no_module(module)
+    wrong = _faults(name, module, wanted) or faults(module)
     if wrong:
         raise raised(f"{kind} '{name}' of {where} {wrong}; update or remove its package")
     assert isinstance(module, ModuleType)
@@ -92,8 +98,14 @@ def _to_convert(error: BaseException) -> str:
     return missing if missing in ("torch", "onnx") else ""
 
 
-def _no_module(found: Any) -> str:
-    return f"is a {type(found).__name__}, not a module: its entry point must name one"
+def _faults(name: str, module: Any, wanted: Sequence[str]) -> str:
+    """What anything lacks to be what ``name`` calls, in words; '' when it lacks nothing."""
+    if not isinstance(module, ModuleType):
+        return f"is a {type(module).__name__}, not a module: its entry point must name one"
+    lacking = [one for one in wanted if not hasattr(module, one)]
+    if lacking:
+        return f"lacks {', '.join(lacking)}"
+    return "" if name == module.NAME else f"calls itself {module.NAME!r}"
 
 
 def said(error: BaseException) -> str:

@@ -11,7 +11,6 @@ from segship.errors import SourceError, UsageError
 from segship.families.mmseg_config import Config, parse_text, read_config
 from segship.families.mmseg_known import KNOWN, known_config, released_name, short_name, voc_color
 from segship.families.mmseg_settings import RATIOS, read_settings
-from segship.families.mmseg_sources import changed_scale
 from segship.families.mmseg_syntax import Unreadable, read_assignments
 from segship.manifest import Resize, ResizeByFactor, ResizeKeepRatio
 
@@ -273,12 +272,12 @@ def test_settings_that_make_no_sense(old: str, new: str, message: str) -> None:
 def test_what_another_scale_leaves_aside(old: str, new: str) -> None:
     config = parse_text(new_config().replace(old, new), "net.py")
     assert config is not None
-    assert changed_scale(read_settings(config, "none"), "none").resize is None
+    assert read_settings(config, "none").resize is None
     if "to_float32" in new:  # resized it would not be rounded, at whatever size
         with pytest.raises(SourceError, match="without rounding them"):
             read_settings(config, "96x48")
     else:
-        assert changed_scale(read_settings(config, "96x48"), "96x48").resize is not None
+        assert read_settings(config, "96x48").resize is not None
 
 
 def test_grey_pictures() -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -19,6 +19,8 @@ from segship.errors import PackageError, UsageError
 from segship.inference.predictor import Predictor
 from segship.manifest import Divide, Manifest, Normalize, Recipe, Step, Variant
 from segship.package import Package, golden_files, open_package, sha256_bytes
+
+Shape = Literal["static", "dynamic"]
 
 AT_ONCE = 1 << 21
 """pixels or voxels that go through a graph in one batch, about"""
@@ -47,7 +49,11 @@ class Base:
         """The same with sums over joined channels written as one convolution (`onnx_join.join_again`)."""
         return replace(self, graphs={member: join_again(graph) for member, graph in self.graphs.items()})
 
-    def checked_batches(self, batches: Sequence[int], shape: str) -> tuple[int, ...]:
+    def shapes(self, wanted: Shape) -> Shape:
+        """``wanted`` of a variant of these graphs; "static" where their batch is fixed."""
+        return "static" if self.batches else wanted
+
+    def checked_batches(self, batches: Sequence[int]) -> tuple[int, ...]:
         """The batches to check, sorted. UsageError where the graph's own fixed batch is another."""
         wanted = tuple(sorted(set(batches)))
         if self.batches and wanted != self.batches:

@@ -53,9 +53,7 @@ def judge(builder: Builder, evidence: Evidence, engine: str, progress: Progress 
 
     def measure(kept: tuple[str, ...]) -> gate.Measured:
         files = builder.files(builder.graphs(kept))
-        variant = builder.variant(files, shapes="dynamic", batches=base.batches or (1,), engines=(engine,))
-        if base.batches:
-            variant = variant.model_copy(update={"shapes": "static"})
+        variant = builder.variant(files, shapes=base.shapes("dynamic"), batches=base.batches or (1,), engines=(engine,))
         everything = {**base.files(), **dict(files.values())}
         manifest = with_variant(base.manifest, variant)
         with _opened(base, manifest, everything, builder.precision, engine, progress) as predictor:

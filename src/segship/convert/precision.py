@@ -14,7 +14,7 @@ from typing import Any, Literal, cast
 import onnx
 
 from segship.convert import checks, fidelity, gate, int16, layers
-from segship.convert.base import Base, open_base
+from segship.convert.base import Base, Shape, open_base
 from segship.convert.builder import Builder, with_variant
 from segship.convert.calibration import DEFAULT_SUBSET, Calibration, load_calibration, without_overlap
 from segship.convert.judge import Evidence, judge
@@ -28,7 +28,6 @@ from segship.manifest import Precision, Recipe, Variant
 from segship.package import Package, update_package
 
 Progress = Callable[[int, int, str], None]
-Shape = Literal["static", "dynamic"]
 Preset = Literal["performance", "mixed"]
 OFFERED = ("fp32", "fp16", "bf16", "int8", "int16")
 CALIBRATED = ("int8", "int16")
@@ -272,8 +271,7 @@ def _finish(
     base = builder.base
     files = builder.files(builder.graphs())
     variant = builder.variant(
-        files, shapes="static" if base.batches else shape, batches=base.checked_batches(batches, shape),
-        engines=tuple(engines),
+        files, shapes=base.shapes(shape), batches=base.checked_batches(batches), engines=tuple(engines),
         drop=judged.drop if judged else None, fidelity=judged.fidelity if judged else None,
     )  # fmt: skip
     manifest = with_variant(base.manifest, variant)

@@ -50,16 +50,11 @@ def unused() -> list[str]:
 
 def load(name: str) -> ModuleType | None:
     """The engine's module, checked; None where no package brings one. Raises EngineError naming the package."""
-    return plugins.load(GROUP, name, "engine", faults, EngineError)
+    return plugins.load(GROUP, name, "engine", MODULE_NAMES, faults, EngineError)
 
 
-def faults(name: str, module: Any) -> str:
-    """What a module lacks to be the engine ``name``, in words; '' when it is one."""
-    lacking = [wanted for wanted in MODULE_NAMES if not hasattr(module, wanted)]
-    if lacking:
-        return f"lacks {', '.join(lacking)}"
-    if name != module.NAME:
-        return f"calls itself {module.NAME!r}"
+def faults(module: Any) -> str:
+    """What is wrong with a module that has all names of an engine, in words; '' when it is one."""
     if not isinstance(module.PRECISIONS, tuple | list) or not all(isinstance(p, str) for p in module.PRECISIONS):
         return "has PRECISIONS that are no tuple of names"
     if not module.PRECISIONS:

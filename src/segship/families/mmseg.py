@@ -36,7 +36,7 @@ from segship.families.mmseg_native import check_classes, complete, described
 from segship.families.mmseg_options import OPTIONS as OPTIONS
 from segship.families.mmseg_recipe import NetworkFacts, build_recipe, fitting_classes
 from segship.families.mmseg_settings import Settings, last_head, read_settings
-from segship.families.mmseg_sources import FoundConfig, changed_scale, find_config
+from segship.families.mmseg_sources import FoundConfig, find_config
 from segship.networks.mmseg_segmentor import HeadShape, NetworkShape, Segmentor
 from segship.networks.mmseg_unet import UNetShape
 
@@ -78,7 +78,7 @@ def load(checkpoint: Checkpoint, options: Mapping[str, OptionValue], *, force: b
     """Network and recipe of a checkpoint. Raises SourceError for what cannot be taken or is not known, UsageError for options."""
     found, reason = (None, "--generic") if options.get("generic") else _recognised(checkpoint)
     given = find_config(checkpoint, options, None if found is None else found.shape)
-    settings = changed_scale(read_settings(given.config, options.get("scale")), options.get("scale"))
+    settings = read_settings(given.config, options.get("scale"))
     built = _build(checkpoint, given, found, reason)
     named, origin = _classes(checkpoint, given, settings, options)
     classes = fitting_classes(named, built.facts.channels, origin)

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from segship.errors import SourceError
+from segship.errors import SourceError, UsageError
 from segship.families import OptionValue
 from segship.families.mmseg_config import Config
 from segship.families.mmseg_dataset import classes_of, dataset_of, known_classes, reduces_zero, unwrapped
@@ -70,13 +70,15 @@ class Settings:
 
 
 def read_settings(config: Config, scale: OptionValue = None) -> Settings:
-    """With a ``scale`` (see `mmseg_sources.changed_scale`) the pipeline's own Resize is left aside and need not be known here.
+    """With a ``scale`` ('WxH' to fit pictures into, or 'none') the pipeline's own Resize is left aside and need not be known.
 
-    Raises SourceError for what is missing, malformed, or a step that is not known here.
+    Raises SourceError for what is missing, malformed, or a step that is not known here, UsageError for another scale.
     """
     pipeline = test_pipeline(config)
     resize, normalize, pad = _walk(pipeline if scale is None else _without_resize(pipeline), config)
-    if resize is not None if scale is None else str(scale).lower() != "none":
+    if scale is not None:
+        resize = _to_scale(str(scale))
+    if resize is not None:
         _check_rounding(pipeline, config)
     if pad is not None and normalize is None:
         raise SourceError(
@@ -103,6 +105,16 @@ def read_settings(config: Config, scale: OptionValue = None) -> Settings:
         threshold=float(0.3 if head.get("threshold") is None else head["threshold"]), mirror=mirror,
         notes=(*config.notes, *flips),
     )  # fmt: skip
+
+
+def _to_scale(words: str) -> ResizeKeepRatio | None:
+    if words.lower() == "none":
+        return None
+    parts = words.lower().split("x")
+    if len(parts) != 2 or not all(part.isdigit() and 0 < int(part) <= 65536 for part in parts):
+        raise UsageError(f"--scale takes WIDTHxHEIGHT such as 2048x1024, or none, not '{words}'")
+    sides = sorted(int(part) for part in parts)
+    return ResizeKeepRatio(long_side=sides[1], short_side=sides[0], method="opencv:linear")
 
 
 def last_head(config: Config) -> Values:

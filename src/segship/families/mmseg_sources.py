@@ -13,8 +13,6 @@ from segship.families.mmseg_config import Config, parse_text, read_config
 from segship.families.mmseg_keys import NotNative
 from segship.families.mmseg_known import KNOWN, UNET, known_config, released_name, short_name
 from segship.families.mmseg_native import complete
-from segship.families.mmseg_settings import Settings
-from segship.manifest import ResizeKeepRatio
 from segship.networks.mmseg_hrnet import HRNetShape
 from segship.networks.mmseg_segmentor import NetworkShape
 
@@ -56,20 +54,6 @@ def find_config(checkpoint: Checkpoint, options: Mapping[str, OptionValue], shap
         assert chosen is not None
         return FoundConfig(config=_taken(checkpoint, chosen, f"--arch {chosen}", shape, options), warnings=warnings)
     raise SourceError(_open(checkpoint, shape))
-
-
-def changed_scale(settings: Settings, scale: OptionValue) -> Settings:
-    """The settings at another size of picture: 'WxH' to fit into, or 'none'. UsageError for anything else."""
-    if scale is None:
-        return settings
-    words = str(scale).lower()
-    if words == "none":
-        return replace(settings, resize=None)
-    parts = words.split("x")
-    if len(parts) != 2 or not all(part.isdigit() and 0 < int(part) <= 65536 for part in parts):
-        raise UsageError(f"--scale takes WIDTHxHEIGHT such as 2048x1024, or none, not '{scale}'")
-    sides = sorted(int(part) for part in parts)
-    return replace(settings, resize=ResizeKeepRatio(long_side=sides[1], short_side=sides[0], method="opencv:linear"))
 
 
 def _inside(checkpoint: Checkpoint) -> Config | None:

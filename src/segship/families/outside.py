@@ -26,7 +26,7 @@ def names() -> list[str]:
 
 def load(name: str) -> ModuleType | None:
     """The family's module, checked; None where no package brings one. Raises SourceError naming the package."""
-    return plugins.load(GROUP, name, "family", faults, SourceError)
+    return plugins.load(GROUP, name, "family", MODULE_NAMES, faults, SourceError)
 
 
 def sound() -> Iterator[ModuleType]:
@@ -41,13 +41,8 @@ def sound() -> Iterator[ModuleType]:
             yield module
 
 
-def faults(name: str, module: Any) -> str:
-    """What a module lacks to be the family ``name``, in words; '' when it is one."""
-    lacking = [wanted for wanted in MODULE_NAMES if not hasattr(module, wanted)]
-    if lacking:
-        return f"lacks {', '.join(lacking)}"
-    if name != module.NAME:
-        return f"calls itself {module.NAME!r}"
+def faults(module: Any) -> str:
+    """What is wrong with a module that has all names of a family, in words; '' when it is one."""
     if not isinstance(module.OPTIONS, tuple | list) or not all(isinstance(o, Option) for o in module.OPTIONS):
         return "has OPTIONS that are no tuple of Option"
     return ""
