@@ -59,6 +59,7 @@ def test_bf16_is_another_answer_than_fp32(bilinear: Graphs):
     assert 1e-5 < difference < engine.TOLERANCE["bf16"]
 
 
+@pytest.mark.usefixtures("convolutions_alike")
 def test_int8_is_integer_arithmetic(graphs: Graphs):
     x = images(4)
     fp32 = open_session("openvino", graphs.files["fp32"], SessionOptions())

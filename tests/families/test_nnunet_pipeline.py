@@ -247,6 +247,7 @@ def test_all_cases_of_the_trained_folder_and_their_dice(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("convolutions_alike")
 def test_int8_loses_little_and_runs_in_integers(shared: Path, trained_package: Path, tmp_path: Path) -> None:
     """Calibrated on pictures of the training world, none of them a test case."""
     folder = shared / "reference" / "nnunet_v2_trained"

@@ -393,6 +393,7 @@ def test_validate_scores_both_upsamplings_and_decides_nothing(tmp_path: Path) ->
 
 
 @pytest.mark.skipif(processor().computes("int8") is False, reason="this processor has no int8 instructions")
+@pytest.mark.usefixtures("convolutions_alike")
 def test_int8_is_int8(golden: Callable[[str], tuple[Source, dict[str, np.ndarray]]], tmp_path: Path) -> None:
     source, arrays = golden("dsb2018_pipeline")
     x, expected = arrays["input"], arrays["output0"]

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,12 +21,15 @@ from segship.manifest import Executed
 
 Shape = tuple[int | None, ...]
 """None stands for an axis that the graph leaves open."""
+Times = list[tuple[str, float]]
+"""(number type of the arithmetic, seconds) of each convolution that ran, in the order they ran."""
 
 _DEVICE_OF = {
     "cuda": ("onnxruntime", "pytorch"),
     **dict.fromkeys(("tensorrt", "cann", "migraphx", "directml", "coreml"), ("onnxruntime",)),
     **dict.fromkeys(("gpu", "npu"), ("openvino",)),
 }
+_PROFILE_RUNS, _PROFILE_SECONDS = 5, 0.5
 _NO_MEMORY = re.compile(
     r"out of memory|OutOfMemory|failed to allocate|bad_alloc|CL_OUT_OF_|CL_MEM_OBJECT_ALLOCATION_FAILURE", re.IGNORECASE
 )
@@ -163,6 +167,27 @@ def no_memory(error: Exception) -> bool:
 
 def closed(engine: str) -> EngineError:
     return EngineError(f"{engine}: the session is closed; open it again")
+
+
+def profile_runs() -> Iterator[None]:
+    """As many turns as a profile needs to tell a network's own time from another program's: one, or what half a
+    second holds of five."""
+    began = time.monotonic()
+    for turn in range(_PROFILE_RUNS):
+        if turn and time.monotonic() - began > _PROFILE_SECONDS:
+            return
+        yield
+
+
+def undisturbed(runs: Sequence[Times]) -> Times:
+    """The convolutions of several runs of one graph -> each with the shortest time that it took.
+
+    One run will not do: a convolution that the system interrupts may take longer than all others together. Where an
+    engine runs other layers each time, the shortest run stands for all.
+    """
+    if len({tuple(kind for kind, _ in run) for run in runs}) > 1:
+        return min(runs, key=lambda run: sum(seconds for _, seconds in run))
+    return [(layer[0][0], min(seconds for _, seconds in layer)) for layer in zip(*runs, strict=True)]
 
 
 def convolution_share(measured: Iterable[tuple[str, float]]) -> dict[str, float]:

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import tempfile
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -182,7 +184,7 @@ class OnnxRuntimeSession:
         return [np.asarray(array, dtype=np.float32) for array in results]
 
     def executed(self, x: np.ndarray) -> Executed:
-        """Share of convolution time by number type, from ONNX Runtime's profile of one run after a warm-up run.
+        """Share of convolution time by number type, from ONNX Runtime's profile of a few runs after a warm-up run.
 
         Profiling writes a file and cannot be switched off again, so a session of its own is opened for it.
         """
@@ -190,7 +192,8 @@ class OnnxRuntimeSession:
             raise common.closed(NAME)
         with tempfile.TemporaryDirectory(prefix="segship-profile-") as folder:
             session = self._create(profile_prefix=str(Path(folder) / "profile"))
-            for _ in range(2):
+            self._infer(session, x)
+            for _ in common.profile_runs():
                 self._infer(session, x)
             events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
         counts = None if self._on_processor else providers.placed(session) or _ran(events)
@@ -211,30 +214,33 @@ def _shape(dimensions: Any) -> common.Shape:
     return tuple(size if isinstance(size, int) and size > 0 else None for size in dimensions)
 
 
-def convolution_times(events: list[dict[str, Any]]) -> list[tuple[str, float]]:
-    """(number type, seconds) of every convolution in the last run of a profile.
+def convolution_times(events: list[dict[str, Any]]) -> common.Times:
+    """(number type, seconds) of every convolution of a profile's runs, the first of them, a warm-up run, aside.
 
     The type is that of the first input: QLinearConv takes uint8, a Conv between Quantize and Dequantize nodes
     that could not be fused takes float. A part that a provider compiled as a whole (TensorRT, CANN, CoreML) does not
     show its layers; its time is of type 'unknown'.
     """
-    rows = []
-    for event in _kernels(events):
-        arguments = event["args"]
-        if _compiled(arguments):
-            rows.append(("unknown", event["dur"] * 1e-6))
-        elif "Conv" in arguments.get("op_name", "") and arguments.get("input_type_shape"):
-            kind = next(iter(arguments["input_type_shape"][0]))
-            rows.append((_KINDS.get(kind, kind), event["dur"] * 1e-6))
-    return rows
+    runs = []
+    for kernels in _kernels(events):
+        rows = []
+        for event in kernels:
+            arguments = event["args"]
+            if _compiled(arguments):
+                rows.append(("unknown", event["dur"] * 1e-6))
+            elif "Conv" in arguments.get("op_name", "") and arguments.get("input_type_shape"):
+                kind = next(iter(arguments["input_type_shape"][0]))
+                rows.append((_KINDS.get(kind, kind), event["dur"] * 1e-6))
+        runs.append(rows)
+    return common.undisturbed(runs)
 
 
-def _kernels(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The layers of the last run."""
-    runs = [event for event in events if event.get("name") == "model_run"]
-    start = runs[-1]["ts"] if runs else 0
+def _kernels(events: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """The layers of each run but the first; of the only one, or of all events, where no more are told apart."""
+    starts = sorted(event["ts"] for event in events if event.get("name") == "model_run")
     kernels = [event for event in events if event.get("name", "").endswith("_kernel_time") and "args" in event]
-    return [event for event in kernels if event["ts"] >= start]
+    bounds = [*(starts[1:] or starts or [0]), math.inf]
+    return [[event for event in kernels if low <= event["ts"] < high] for low, high in pairwise(bounds)]
 
 
 def _compiled(arguments: dict[str, Any]) -> bool:
@@ -244,5 +250,5 @@ def _compiled(arguments: dict[str, Any]) -> bool:
 
 def _ran(events: list[dict[str, Any]]) -> Counter[str]:
     """Convolutions by provider, as far as a profile shows them."""
-    shown = [event["args"] for event in _kernels(events) if "Conv" in event["args"].get("op_name", "")]
+    shown = [event["args"] for event in _kernels(events)[-1] if "Conv" in event["args"].get("op_name", "")]
     return Counter(arguments.get("provider", "") for arguments in shown if not _compiled(arguments))

@@ -289,7 +289,7 @@ class OpenVinoSession:
             requests.put(request)
 
     def executed(self, x: np.ndarray) -> Executed:
-        """Share of convolution time by number type, from per-layer times of one run after a warm-up run.
+        """Share of convolution time by number type, from per-layer times of a few runs after a warm-up run.
 
         A session opened without ``profile`` compiles the graph once more for this, with the same settings.
         """
@@ -298,9 +298,12 @@ class OpenVinoSession:
         x = common.check_input(NAME, x, self._input_shape)
         compiled = self._compiled if self.options.profile else self._compile(profile=True, cached=False)
         request = compiled.create_infer_request()
-        for _ in range(2):
+        _infer(request, x, self.device)
+        runs = []
+        for _ in common.profile_runs():
             _infer(request, x, self.device)
-        measured = _convolution_times(request.profiling_info)
+            runs.append(_convolution_times(request.profiling_info))
+        measured = common.undisturbed(runs)
         rounds = _rounds_activations(compiled)
         if not measured:
             return common.executed_record(self, {self._hint: 1.0}, "settings", rounds_activations=rounds)
@@ -334,7 +337,7 @@ def _infer(request: Any, x: np.ndarray, device: str) -> list[np.ndarray]:
     return [np.asarray(array, dtype=np.float32) for array in results.values()]
 
 
-def _convolution_times(profile: Any) -> list[tuple[str, float]]:
+def _convolution_times(profile: Any) -> common.Times:
     """(number type, seconds) of every convolution that ran; the type ends the kernel's name: 'brgconv_avx512_amx_I8'."""
     rows = []
     for layer in profile:

@@ -141,15 +141,18 @@ class PyTorchSession:
             raise common.run_failed(NAME, x, error, self.device) from None
 
     def executed(self, x: np.ndarray) -> Executed:
-        """Share of convolution time by the type of the arithmetic, timed in one run after a warm-up run."""
-        measured: list[tuple[str, float]] = []
+        """Share of convolution time by the type of the arithmetic, timed in a few runs after a warm-up run."""
+        runs: list[common.Times] = []
 
         def observe(_: str, kind: Any, seconds: float) -> None:
             name = str(kind).removeprefix("torch.")
-            measured.append((_KINDS.get(name, name), seconds))
+            runs[-1].append((_KINDS.get(name, name), seconds))
 
         self._infer(x, None)
-        self._infer(x, observe)
+        for _ in common.profile_runs():
+            runs.append([])
+            self._infer(x, observe)
+        measured = common.undisturbed(runs)
         if not measured:
             return common.executed_record(self, {"unknown": 1.0}, "settings")  # no convolution in it
         assert self._program is not None  # it has just run
