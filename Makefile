@@ -18,13 +18,14 @@ SETUP = $(VENV)/.ready
 # OpenVINO for the C++ runner: the pip wheel's, or the cmake folder of a system install.
 OPENVINO_DIR ?= $(shell $(BIN)/python -c 'from openvino.utils import get_cmake_path; print(get_cmake_path())' 2>/dev/null)
 CPP_BUILD ?= cpp/build
+CPP_SANITIZED = $(CPP_BUILD)/sanitized
+CLANG := $(shell command -v clang++ 2>/dev/null)
 FUZZ_SECONDS ?= 60
 # one compiler a core: without a number make starts one for every file, a third of a gigabyte each
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 CPP_CONFIGURE = cmake -S cpp -DOpenVINO_DIR=$(OPENVINO_DIR)
-SANITIZED = ASAN_OPTIONS=detect_leaks=0:alloc_dealloc_mismatch=0 UBSAN_OPTIONS=print_stacktrace=1
 
-.PHONY: setup demo test check format docs interop interop-mmseg clean cpp test-cpp test-cpp-sanitized fuzz-cpp
+.PHONY: setup demo test check format docs interop interop-mmseg clean cpp test-cpp cpp-sanitized test-cpp-sanitized fuzz-cpp
 
 setup: $(SETUP)
 
@@ -78,17 +79,20 @@ cpp: $(if $(OPENVINO_DIR),,$(SETUP))
 test-cpp: $(SETUP) cpp
 	SEGSHIP_REQUIRE_CPP=1 SEGSHIP_RUN=$(CPP_BUILD)/segship-run $(BIN)/python -m pytest -q tests/cpp $(if $(CHOSEN),-k '$(CHOSEN)')
 
-test-cpp-sanitized: $(SETUP)
-	$(CPP_CONFIGURE) -B $(CPP_BUILD)/sanitized -DSEGSHIP_SANITIZE=ON -DCMAKE_BUILD_TYPE=None -DCMAKE_CXX_FLAGS="-O1 -g1"
-	cmake --build $(CPP_BUILD)/sanitized --parallel $(JOBS)
-	$(SANITIZED) SEGSHIP_REQUIRE_CPP=1 SEGSHIP_RUN=$(CPP_BUILD)/sanitized/segship-run $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile tests/cpp -m 'not slow' $(if $(CHOSEN),-k '$(CHOSEN)')
+# One build for the tests under sanitizers and for the fuzzers, which only clang has; without it g++ builds the former.
+cpp-sanitized: $(if $(OPENVINO_DIR),,$(SETUP))
+	$(CPP_CONFIGURE) -B $(CPP_SANITIZED) -DCMAKE_BUILD_TYPE=None -DCMAKE_CXX_FLAGS=-O1 \
+		$(if $(CLANG),-DSEGSHIP_FUZZ=ON -DCMAKE_C_COMPILER=clang -DCMAKE_CXX_COMPILER=clang++,-DSEGSHIP_SANITIZE=ON)
+	cmake --build $(CPP_SANITIZED) --parallel $(JOBS)
 
-fuzz-cpp: $(SETUP)
-	$(CPP_CONFIGURE) -B $(CPP_BUILD)/fuzz -DSEGSHIP_FUZZ=ON -DCMAKE_BUILD_TYPE=None -DCMAKE_CXX_FLAGS="-O1 -g1" -DCMAKE_C_COMPILER=clang -DCMAKE_CXX_COMPILER=clang++
-	cmake --build $(CPP_BUILD)/fuzz --parallel $(JOBS)
-	$(BIN)/python cpp/fuzz/seeds.py $(CPP_BUILD)/fuzz/corpus
-	cd $(CPP_BUILD)/fuzz && for target in package manifest nifti volume image; do \
-		$(SANITIZED) ./fuzz_$$target -max_total_time=$(FUZZ_SECONDS) -max_len=65536 -print_final_stats=1 corpus/$$target || exit 1; done
+test-cpp-sanitized: $(SETUP) cpp-sanitized
+	SEGSHIP_REQUIRE_CPP=1 SEGSHIP_RUN=$(CPP_SANITIZED)/segship-run $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile tests/cpp -m 'not slow' $(if $(CHOSEN),-k '$(CHOSEN)')
+
+fuzz-cpp: $(SETUP) cpp-sanitized
+	@test -n "$(CLANG)" || { echo "fuzz-cpp needs clang++ (Debian: apt-get install clang)"; exit 2; }
+	$(BIN)/python cpp/fuzz/seeds.py $(CPP_SANITIZED)/corpus
+	cd $(CPP_SANITIZED) && for target in package manifest nifti volume image; do \
+		./fuzz_$$target -max_total_time=$(FUZZ_SECONDS) -max_len=65536 -print_final_stats=1 corpus/$$target || exit 1; done
 
 clean:
 	rm -rf $(VENV) $(CPP_BUILD) out build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -1,6 +1,6 @@
 # Sourced by .ci/run: whether the C++ runner can be built here. Where this is root on a Debian, what is missing is installed.
 cpp_packages="g++ cmake pkg-config libopencv-dev libnifti-dev libzip-dev libjpeg-dev libpng-dev libssl-dev nlohmann-json3-dev zlib1g-dev"
-fuzz_packages="clang"
+clang_packages="clang"
 
 # Those of the packages named that are not installed; all of them where nobody can tell.
 missing() {
@@ -31,6 +31,6 @@ cpp_ready() {
     [ "$cpp_found" = yes ]
 }
 
-fuzz_ready() {
-    installed $fuzz_packages || { echo "the readers are not fuzzed" >&2; return 1; }
+sanitizers_ready() {
+    installed $clang_packages || { echo "the C++ runner is not tried under sanitizers, its readers are not fuzzed" >&2; return 1; }
 }

@@ -1,6 +1,7 @@
 """The C++ runner beside Python. Without a built binary all of this is skipped; SEGSHIP_REQUIRE_CPP=1 makes that a failure.
 
-`make cpp` builds cpp/build/segship-run; SEGSHIP_RUN names another one, such as a build with sanitizers.
+`make cpp` builds cpp/build/segship-run; SEGSHIP_RUN names another one, such as a build with sanitizers. With
+SEGSHIP_RUN_SANITIZED such a build runs beside it: each call once more, which has to end alike and without a sanitizer's word.
 """
 
 from __future__ import annotations
@@ -44,10 +45,17 @@ def _own_cache(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SEGSHIP_CACHE_DIR", str(cache))
 
 
+@pytest.fixture(scope="session")
+def sanitized() -> Path | None:
+    """The build of SEGSHIP_RUN_SANITIZED, beside the one that is tested."""
+    named = os.environ.get("SEGSHIP_RUN_SANITIZED")
+    return find_runner(Path(named)) if named else None
+
+
 @pytest.fixture
-def run_cpp(binary: Path, tmp_path: Path) -> Runner:
+def run_cpp(binary: Path, sanitized: Path | None, tmp_path: Path) -> Runner:
     """``run_cpp(package, *inputs, **options)``: one call of the binary, with its stages."""
-    return Runner(binary=binary, folder=tmp_path / "cpp")
+    return Runner(binary=binary, folder=tmp_path / "cpp", sanitized=sanitized)
 
 
 @pytest.fixture

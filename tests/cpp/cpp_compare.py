@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,18 +56,27 @@ class Ran:
 class Runner:
     binary: Path
     folder: Path
+    sanitized: Path | None = None
+    """a build with sanitizers that runs every call once more, into folders of its own"""
     count: int = field(default=0)
 
     def __call__(self, package: Any, *inputs: Any, trace: bool = True, **options: Any) -> Ran:
         """``options`` are the binary's: ``disable_tta=True`` is --disable-tta, ``folds="0"`` is --folds 0."""
         self.count += 1
-        out, stages = self.folder / f"{self.count}" / "out", self.folder / f"{self.count}" / "stages"
-        command = [str(getattr(package, "path", package)), *map(str, inputs), "-o", str(out)]
-        command += ["--save-stages", str(stages)] if trace else []
+        words = [str(getattr(package, "path", package)), *map(str, inputs)]
         for name, value in options.items():
-            command += [f"--{name.replace('_', '-')}"] if value is True else [f"--{name.replace('_', '-')}", str(value)]
-        ran = self.words(*command)
-        return Ran(code=ran.code, out=ran.out, err=ran.err, folder=out, stages=read_stages(stages))
+            words += [f"--{name.replace('_', '-')}"] if value is True else [f"--{name.replace('_', '-')}", str(value)]
+        ran = self._call(self.folder / f"{self.count}", words, trace)
+        if self.sanitized is not None:
+            again = replace(self, binary=self.sanitized)._call(self.folder / f"{self.count}-sanitized", words, trace)
+            assert (again.code, written(again.folder)) == (ran.code, written(ran.folder)), again.err
+            assert again.stages.keys() == ran.stages.keys()
+        return ran
+
+    def _call(self, folder: Path, words: list[str], trace: bool) -> Ran:
+        stages = ["--save-stages", str(folder / "stages")] if trace else []
+        ran = self.words(*words, "-o", str(folder / "out"), *stages)
+        return replace(ran, folder=folder / "out", stages=read_stages(folder / "stages"))
 
     def words(self, *arguments: str) -> Ran:
         """The binary with these very arguments."""
@@ -83,6 +92,10 @@ class Runner:
         for word in ("AddressSanitizer", "runtime error:", "terminate called"):
             assert word not in done.stderr, done.stderr[-4000:]
         return Ran(code=done.returncode, out=done.stdout, err=done.stderr, folder=self.folder, stages={})
+
+
+def written(folder: Path) -> list[Path]:
+    return sorted(path.relative_to(folder) for path in folder.rglob("*"))
 
 
 def read_stages(folder: Path) -> dict[str, dict[str, np.ndarray]]:

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import mmseg_seeded
 import numpy as np
 import pytest
 import torch
 from cpp_compare import Runner, check_stages
 from cpp_sources import bare_network, picture_source
-from mmseg_files import save
-from seeded import State
+from mmseg_seeded import DEEPLAB, OCR, UNET, Fill, Read
 from u2net_files import write_onnx
 
 from segship.families import load_source
@@ -22,11 +22,6 @@ from segship.manifest import Resize, ResizeKeepRatio, Tiling
 from segship.networks.u2net import U2NET, U2NETP
 from segship.networks.unetplusplus import NestedUNet
 from segship.package import Package, write_package
-
-Read = Callable[[str], tuple[dict[str, Any], dict[str, np.ndarray]]]
-Fill = Callable[..., State]
-UNET, OCR, DEEPLAB = "fcn_unet_s5-d16_512x1024", "ocrnet_hr18_512x1024", "deeplabv3_r101-d16-mg124_512x1024"
-
 
 # ------------------------------------------------------------------------------------- networks on their own
 
@@ -134,28 +129,10 @@ def grey_levels(found: np.ndarray, wanted: np.ndarray) -> None:
 # --------------------------------------------------------------------------------------------------- mmseg
 
 
-def seeded_state(about: dict[str, Any], fill: Fill) -> State:
-    shapes = about["state_dict"].items()
-    kinds = {key: torch.int64 if key.endswith("num_batches_tracked") else torch.float32 for key, _ in shapes}
-    return fill({key: torch.zeros(shape, dtype=kinds[key]) for key, shape in shapes}, about["gain"])
-
-
 @pytest.fixture(scope="module")
-def segmentor(tmp_path_factory: pytest.TempPathFactory, fill: Fill, reference_case: Read) -> Callable[..., Package]:
+def segmentor(kept: Path, fill: Fill, reference_case: Read) -> Callable[..., Package]:
     """``segmentor(case, arch)``: a network with a case's weights, free in height and width."""
-    made: dict[str, Package] = {}
-
-    def make(case: str, arch: str) -> Package:
-        if arch not in made:
-            folder = tmp_path_factory.mktemp("mmseg")
-            path = save(folder / "net.pth", seeded_state(reference_case(case)[0], fill))
-            made[arch] = picture_source(
-                load_source(path, options={"arch": arch, "scale": "96x64"}), folder / "net.segship"
-            )
-            path.unlink()
-        return made[arch]
-
-    return make
+    return lambda case, arch: mmseg_seeded.segmentor(kept, case, arch, fill, reference_case)
 
 
 def changed(package: Package, path: Path, scale: tuple[int, int] | None, tiling: Tiling | None = None) -> Package:

@@ -13,12 +13,9 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from mmseg_files import save
-from seeded import State
+from mmseg_seeded import DEEPLAB, OCR, UNET, Fill, Read, segmentor
 
 from segship.convert.checks import checking_engines, temporary_package
-from segship.convert.export import export
-from segship.families import load_source
 from segship.families.mmseg_config import Config
 from segship.families.mmseg_keys import recognise
 from segship.families.mmseg_known import known_config
@@ -30,36 +27,15 @@ from segship.networks.mmseg_hrnet import HRNetShape
 from segship.networks.mmseg_resnet import ResNetShape
 from segship.networks.mmseg_segmentor import HeadShape, NetworkShape, Segmentor
 from segship.networks.mmseg_unet import UNetShape
-from segship.package import Package, open_package
+from segship.package import Package
 
 ENGINES = ("openvino", "onnxruntime", "pytorch")
-UNET, OCR, DEEPLAB = "fcn_unet_s5-d16_512x1024", "ocrnet_hr18_512x1024", "deeplabv3_r101-d16-mg124_512x1024"
-Read = Callable[[str], tuple[dict[str, Any], dict[str, np.ndarray]]]
-Fill = Callable[..., State]
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory, fill: Fill, reference_case: Read) -> Callable[[str, str], Package]:
+def made(kept: Path, fill: Fill, reference_case: Read) -> Callable[[str, str], Package]:
     """``made(case, arch)``: a network with a case's weights as a package of any size, exported once."""
-    packages: dict[str, Package] = {}
-
-    def make(case: str, arch: str) -> Package:
-        if arch not in packages:
-            folder = tmp_path_factory.mktemp("mmseg")
-            path = save(folder / "net.pth", seeded_state(reference_case(case)[0], fill))
-            source = load_source(path, options={"arch": arch, "scale": "96x64"})
-            path.unlink()
-            export(source, folder / "net.segship", engines=["onnxruntime"])
-            packages[arch] = open_package(folder / "net.segship")
-        return packages[arch]
-
-    return make
-
-
-def seeded_state(about: dict[str, Any], fill: Fill) -> State:
-    shapes = about["state_dict"].items()
-    kinds = {key: torch.int64 if key.endswith("num_batches_tracked") else torch.float32 for key, _ in shapes}
-    return fill({key: torch.zeros(shape, dtype=kinds[key]) for key, shape in shapes}, about["gain"])
+    return lambda case, arch: segmentor(kept, case, arch, fill, reference_case)
 
 
 @pytest.fixture

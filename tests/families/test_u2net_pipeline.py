@@ -213,7 +213,7 @@ def test_one_dynamic_package_from_the_checkpoint(
     for engine in ENGINES:
         session = open_session(engine, saved, SessionOptions())
         assert np.abs(session.run(arrays["input"])[0] - arrays["output0"]).max() <= 1e-4
-        for batch, height, width in ODD:
+        for batch, height, width in ODD if kind is U2NETP else ODD[:1]:  # the wide one is the same graph
             x = normal(batch, height, width)
             assert np.abs(session.run(x)[0] - parity.run_source(source.network, x)[0]).max() <= 1e-4, (engine, x.shape)
         session.close()

@@ -44,6 +44,13 @@ QUICK = {"warmup": 1, "iterations": 2, "repeat": 2}
 # --- timing -------------------------------------------------------------------------------------------------
 
 
+def test_less_of_the_work_may_warm_up() -> None:
+    order: list[str] = []
+    call = Call(run=lambda: order.append("all"), items=8, warm=lambda: order.append("some"))
+    measure({"a": call}, Plan(warmup=1, iterations=2, repeat=2))
+    assert order == ["some", "all", "all"] * 2
+
+
 def test_turns_alternate_after_their_warm_up() -> None:
     order: list[str] = []
     calls = {name: Call(run=lambda name=name: order.append(name), items=1) for name in "ABC"}  # type: ignore[misc]

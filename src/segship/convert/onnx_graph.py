@@ -30,6 +30,11 @@ NORMALISE = "normalise"
 """names of the nodes that hold a folded normalisation begin with it"""
 
 
+_LEAST_SIDE = 8
+"""Strided layers rule out sides of a few pixels. torch traces a network again, a fifth of the export, where it was not
+told so; the graph is the same."""
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
     """Keep the converters' own progress and warnings off the user's terminal; errors still come as exceptions."""
@@ -67,7 +72,7 @@ def from_torch(
         axes[0] = torch.export.Dim("batch")
     if size_multiple is not None:
         for axis, (name, step) in enumerate(zip(("h", "w"), size_multiple, strict=True), start=2):
-            axes[axis] = step * torch.export.Dim(name) if step > 1 else torch.export.Dim(name)
+            axes[axis] = step * torch.export.Dim(name) if step > 1 else torch.export.Dim(name, min=_LEAST_SIDE)
     try:
         with quiet(), torch.inference_mode():
             program = torch.onnx.export(

@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -263,15 +264,17 @@ def _file_calls(
     options = PredictOptions(batch=batch, resume=False)
     unlike = _unlike(paths, scratch)
 
-    def run(predictor: Predictor) -> None:
+    def run(predictor: Predictor, some: list[Path]) -> None:
         with tempfile.TemporaryDirectory(dir=scratch) as output:
-            summary = predict_files(predictor, unlike, Path(output), options)
+            summary = predict_files(predictor, some, Path(output), options)
         if summary.failed:
             name, message = summary.failed[0]
             raise UsageError(f"{len(summary.failed)} inputs cannot be predicted ({name}: {message}); leave them out")
 
     return {
-        setting: Call(run=lambda p=predictor: run(p), items=len(unlike))  # type: ignore[misc]
+        setting: Call(
+            run=partial(run, predictor, unlike), items=len(unlike), warm=partial(run, predictor, unlike[:batch])
+        )
         for setting, predictor in predictors.items()
     }
 

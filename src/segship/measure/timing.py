@@ -29,6 +29,8 @@ class Call:
     run: Callable[[], Any]
     items: int
     streams: int = 1
+    warm: Callable[[], Any] | None = None
+    """less of the same work, which warms up as well; None: the whole"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +96,7 @@ def _warm_up(call: Call, plan: Plan, latencies: list[float]) -> None:
         return
     start = time.perf_counter()
     for _ in range(min(plan.warmup, 1) if latencies else plan.warmup):
-        call.run()
+        (call.warm or call.run)()
         if time.perf_counter() - start > patience:
             return
 
