@@ -1,7 +1,8 @@
 """The C++ runner beside Python. Without a built binary all of this is skipped; SEGSHIP_REQUIRE_CPP=1 makes that a failure.
 
 `make cpp` builds cpp/build/segship-run; SEGSHIP_RUN names another one, such as a build with sanitizers. With
-SEGSHIP_RUN_SANITIZED such a build runs beside it: each call once more, which has to end alike and without a sanitizer's word.
+SEGSHIP_RUN_SANITIZED such a build runs beside it: each call but those of slow tests once more, which has to end alike and
+without a sanitizer's word.
 """
 
 from __future__ import annotations
@@ -53,9 +54,10 @@ def sanitized() -> Path | None:
 
 
 @pytest.fixture
-def run_cpp(binary: Path, sanitized: Path | None, tmp_path: Path) -> Runner:
+def run_cpp(request: pytest.FixtureRequest, binary: Path, sanitized: Path | None, tmp_path: Path) -> Runner:
     """``run_cpp(package, *inputs, **options)``: one call of the binary, with its stages."""
-    return Runner(binary=binary, folder=tmp_path / "cpp", sanitized=sanitized)
+    beside = None if request.node.get_closest_marker("slow") else sanitized
+    return Runner(binary=binary, folder=tmp_path / "cpp", sanitized=beside)
 
 
 @pytest.fixture
