@@ -271,9 +271,13 @@ def _file_calls(
             name, message = summary.failed[0]
             raise UsageError(f"{len(summary.failed)} inputs cannot be predicted ({name}: {message}); leave them out")
 
+    def warm(predictor: Predictor) -> list[Path]:
+        """A whole batch and the rest: an engine prepares each shape once. Of pictures of any size, all of them."""
+        return unlike[: batch + len(unlike) % batch] if predictor.manifest.network.size else unlike
+
     return {
         setting: Call(
-            run=partial(run, predictor, unlike), items=len(unlike), warm=partial(run, predictor, unlike[:batch])
+            run=partial(run, predictor, unlike), items=len(unlike), warm=partial(run, predictor, warm(predictor))
         )
         for setting, predictor in predictors.items()
     }
